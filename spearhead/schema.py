@@ -1,0 +1,103 @@
+"""Arrow schemas of the topics, and the vocabularies that their codes stand for.
+
+Money is integer cents, times are microseconds since 1970 UTC, a card is the 64-bit token of its number.
+``label`` is 1 fraud, 0 genuine, -1 not known; it is never a feature.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pyarrow as pa
+
+CATEGORIES: Final = (
+    "entertainment", "food_dining", "gas_transport", "grocery_net", "grocery_pos", "health_fitness", "home",
+    "kids_pets", "misc_net", "misc_pos", "personal_care", "shopping_net", "shopping_pos", "travel",
+)  # fmt: skip
+STATES: Final = (
+    "AK", "AL", "AR", "AZ", "CA", "CO", "CT", "DC", "DE", "FL", "GA", "HI", "IA", "ID", "IL", "IN", "KS", "KY", "LA",
+    "MA", "MD", "ME", "MI", "MN", "MO", "MS", "MT", "NC", "ND", "NE", "NH", "NJ", "NM", "NV", "NY", "OH", "OK", "OR",
+    "PA", "RI", "SC", "SD", "TN", "TX", "UT", "VA", "VT", "WA", "WI", "WV", "WY", "PR", "VI", "GU", "AS", "MP",
+)  # fmt: skip
+SCENARIOS: Final = (
+    "none", "card_not_present", "account_takeover", "velocity_attack", "geo_anomaly", "merchant_compromise",
+    "synthetic_identity",
+)  # fmt: skip
+DECISIONS: Final = ("approved", "flagged")
+
+MAX_AMOUNT_CENTS: Final = 1_000_000_000  # $10 M: above it a card transaction is an input error
+UNKNOWN_LABEL: Final = -1
+
+TIME = pa.timestamp("us", tz="UTC")
+MERCHANT = pa.dictionary(pa.int32(), pa.string())
+FIRST_NAME = pa.dictionary(pa.int16(), pa.string())
+
+# Columns that every topic carries unchanged from the edge to the results.
+IDENTITY: Final = (
+    pa.field("trans_num", pa.string(), nullable=False),
+    pa.field("event_time", TIME, nullable=False),
+    pa.field("ingested_at", TIME, nullable=False),
+    pa.field("card", pa.uint64(), nullable=False),  # keyed token, never the number
+    pa.field("last4", pa.uint16(), nullable=False),
+    pa.field("amt_cents", pa.int32(), nullable=False),
+    pa.field("category", pa.uint8(), nullable=False),  # index into CATEGORIES
+    pa.field("state", pa.uint8(), nullable=False),  # index into STATES
+    pa.field("merchant", MERCHANT, nullable=False),
+    pa.field("first", FIRST_NAME, nullable=False),
+    pa.field("last_initial", pa.uint8(), nullable=False),  # ASCII capital; 63 '?' when the name has none
+    pa.field("label", pa.int8(), nullable=False),
+    pa.field("scenario", pa.int8(), nullable=False),  # index into SCENARIOS, for evaluation only
+)
+RAW: Final = pa.schema(
+    [
+        *IDENTITY,
+        pa.field("home_lat", pa.float32(), nullable=False),
+        pa.field("home_long", pa.float32(), nullable=False),
+        pa.field("merch_lat", pa.float32(), nullable=False),
+        pa.field("merch_long", pa.float32(), nullable=False),
+        pa.field("city_pop", pa.int32(), nullable=False),
+        pa.field("dob", pa.date32(), nullable=False),
+    ]
+)
+
+
+def features_schema(width: int) -> pa.Schema:
+    """features-ready: the identity columns and ``features``, ``width`` float32 a row."""
+    return pa.schema([*IDENTITY, pa.field("features", pa.list_(pa.float32(), width), nullable=False)])
+
+
+def training_schema(width: int) -> pa.Schema:
+    """training-queue: a sample of features-ready; ``weight`` is one over the share of rows that was sampled."""
+    return pa.schema(
+        [
+            pa.field("event_time", TIME, nullable=False),
+            pa.field("amt_cents", pa.int32(), nullable=False),
+            pa.field("category", pa.uint8(), nullable=False),
+            pa.field("label", pa.int8(), nullable=False),
+            pa.field("scenario", pa.int8(), nullable=False),
+            pa.field("weight", pa.float32(), nullable=False),
+            pa.field("features", pa.list_(pa.float32(), width), nullable=False),
+        ]
+    )
+
+
+CODED = pa.dictionary(pa.int8(), pa.string())
+RESULTS: Final = pa.schema(
+    [
+        pa.field("trans_num", pa.string(), nullable=False),
+        pa.field("event_time", TIME, nullable=False),
+        pa.field("card_token", pa.uint64(), nullable=False),
+        pa.field("last4", pa.uint16(), nullable=False),
+        pa.field("amt", pa.float64(), nullable=False),  # dollars
+        pa.field("category", CODED, nullable=False),
+        pa.field("state", CODED, nullable=False),
+        pa.field("merchant", MERCHANT, nullable=False),
+        pa.field("risk_score", pa.float32(), nullable=False),  # 0 to 1
+        pa.field("decision", CODED, nullable=False),  # one of DECISIONS
+        pa.field("is_fraud", pa.bool_(), nullable=True),
+        pa.field("model_version", CODED, nullable=False),  # "v000001"
+        pa.field("ingested_at", TIME, nullable=False),
+        pa.field("scored_at", TIME, nullable=False),
+        pa.field("scenario", pa.int8(), nullable=False),
+    ]
+)
