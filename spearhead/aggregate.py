@@ -1,4 +1,4 @@
-"""What one scored segment adds to the ledger. Every figure is an integer, so totals don't depend on the order of folding.
+"""What one scored segment adds to the ledger, all in integers: totals don't depend on the order of folding.
 
 Units: cents, microseconds, and scores in millionths. Sparse histograms map a bucket's number (text, as JSON has no
 other keys) to its figures. An aggregate is stored as JSON, ``metrics/pending/<segment>.json``, until it is folded.

@@ -6,8 +6,8 @@ Age is judged by the file server's clock alone: a probe file is touched and the 
 from __future__ import annotations
 
 import os
-import socket
 import secrets
+import socket
 from pathlib import Path
 from typing import Literal
 
