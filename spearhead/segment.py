@@ -16,6 +16,7 @@ import pyarrow as pa
 from spearhead.files import Files
 
 SUFFIX = ".arrow"
+SEQ_DIGITS = 12
 _NAME = re.compile(r"^e(\d{4,})-([a-z]\d{2,})-p(\d{2,})-(\d{12})$")
 _KEY = b"spearhead"
 
@@ -56,6 +57,7 @@ class SegmentInfo(msgspec.Struct, frozen=True, kw_only=True):
     ended: bool = False  # the source is finite and this is its last segment
     finite: bool = False
     cursor: str = ""  # where the producer goes on after this segment; opaque to all others
+    flush_rows: int = 0  # rows of this flush in all partitions, those set aside included: what a redo must take again
 
 
 class SegmentError(ValueError):
