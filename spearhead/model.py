@@ -1,0 +1,376 @@
+"""Models on the volume: how a version is stored, put in service, checked, loaded and brought in from elsewhere.
+
+``models/v000001/`` is one version and never changes:
+
+* ``model.ubj``: XGBoost's own binary format;
+* ``features.json``: ordered feature names, the version of their meaning, SHA-256 of ``model.ubj``;
+* ``window.json``: event time and rows of the training, validation and test parts (``Window``);
+* ``metrics.json``, ``thresholds.json``, ``params.json``: for people, the API and the promotion of later models.
+
+``models/current`` holds the name of the version in service. A version is built in ``models/.staging-*`` and renamed as
+a folder, so that it is whole or absent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import numpy as np
+import xgboost as xgb
+from numpy.typing import NDArray
+
+from spearhead.features import FEATURES, FEATURES_VERSION
+from spearhead.volume import Volume
+
+KEPT: Final = 50  # newest versions that are never pruned
+STALE_STAGING_SECONDS: Final = 3600.0
+_VERSION = re.compile(r"^v\d{6,}$")
+_NEEDED: Final = ("model.ubj", "features.json")
+_OPTIONAL: Final = ("window.json", "metrics.json", "thresholds.json", "params.json")
+
+
+class ModelError(ValueError):
+    """A model that can't be used; the message says which and why."""
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """One part of a training window. Times are us since 1970, both ends belong to it."""
+
+    start: int
+    end: int
+    rows: int
+    frauds: int
+
+
+class Window(msgspec.Struct, frozen=True, kw_only=True):
+    """The event time that a model has seen. None where a part was empty."""
+
+    train: Part | None = None
+    valid: Part | None = None
+    test: Part | None = None
+    fit_end: int  # newest event time that shaped the trees: training and early stopping
+    train_end: int  # newest event time used at all, promotion included: rows up to it are in sample
+
+
+class FeatureList(msgspec.Struct, frozen=True, kw_only=True):
+    """``features.json``. ``sha256`` of the model file may be absent in weights trained elsewhere."""
+
+    features_version: int
+    features: tuple[str, ...]
+    sha256: str | None = None
+
+
+class Artifact(NamedTuple):
+    """A trained model before it has a version."""
+
+    booster: xgb.Booster
+    window: Window
+    metrics: Mapping[str, Any]
+    thresholds: Sequence[Mapping[str, Any]]
+    params: Mapping[str, Any]
+
+
+class Model:
+    """A loaded version that scores."""
+
+    def __init__(self, version: str, booster: xgb.Booster, width: int, window: Window | None) -> None:
+        self.version = version
+        self.booster = booster
+        self.width = width
+        self.window = window
+
+    @property
+    def train_end(self) -> int:
+        """Rows up to this event time, us, are in sample; a window that nobody knows covers all time."""
+        return self.window.train_end if self.window else int(np.iinfo(np.int64).max)
+
+    def score(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Risk scores 0 to 1, float32 (n,), of C-contiguous float32 (n, width), which is not copied.
+
+        Raises ValueError if the matrix has another shape, type or layout.
+        """
+        if features.dtype != np.float32 or features.ndim != 2 or features.shape[1] != self.width:
+            raise ValueError(
+                f"model {self.version} takes float32 (n, {self.width}), not {features.dtype} {features.shape}"
+            )
+        if not features.flags.c_contiguous:
+            raise ValueError("the feature matrix must be C-contiguous")
+        if len(features) == 0:
+            return np.empty(0, np.float32)
+        scores: NDArray[np.float32] = self.booster.inplace_predict(features, validate_features=False)
+        return scores
+
+
+class ModelStore:
+    """The versions under ``models/``. Many may read; writers never overwrite one another."""
+
+    def __init__(
+        self,
+        volume: Volume,
+        threads: int = 1,
+        device: str = "cpu",
+        features: Sequence[str] = FEATURES,
+        features_version: int = FEATURES_VERSION,
+    ) -> None:
+        self.folder = volume.models
+        self._files = volume.files
+        self._threads = threads
+        self._device = device
+        self._features = tuple(features)
+        self._features_version = features_version
+
+    def current(self) -> str | None:
+        """Name of the version in service, None if there is none. Raises ModelError if the pointer is damaged."""
+        try:
+            name = (self.folder / "current").read_text(errors="replace").strip()
+        except FileNotFoundError:
+            return None
+        if not _VERSION.match(name):
+            raise ModelError(f"models/current says {name[:40]!r}, which is no version")
+        return name
+
+    def versions(self) -> list[str]:
+        """Names of all versions, oldest first."""
+        return sorted((n for n in self._files.list(self.folder) if _VERSION.match(n)), key=lambda n: int(n[1:]))
+
+    def load(self, version: str) -> Model:
+        """Load and check a version. Raises ModelError if it is absent, damaged or of other features."""
+        return self._load(self.folder / version, version)
+
+    def read(self, version: str, file: str) -> Any:
+        """One of a version's JSON files, decoded. Raises ModelError if it is absent or damaged."""
+        return _read_json(self.folder / version / file, version)
+
+    def publish(self, artifact: Artifact, *, promote: bool) -> str:
+        """Store a trained model as the next version and put it in service if ``promote``. Returns its name."""
+        model = bytes(artifact.booster.save_raw("ubj"))
+        version = self._store(
+            {
+                "model.ubj": model,
+                "features.json": self._feature_list(model),
+                "window.json": msgspec.json.encode(artifact.window),
+                "metrics.json": msgspec.json.encode({**artifact.metrics, "promoted": promote}),
+                "thresholds.json": msgspec.json.encode(artifact.thresholds),
+                "params.json": msgspec.json.encode(artifact.params),
+            }
+        )
+        if promote:
+            self.promote(version)
+        return version
+
+    def promote(self, version: str) -> None:
+        """Put a version in service. Raises ModelError if it can't be loaded."""
+        self.load(version)
+        self._files.replace(self.folder / "current", f"{version}\n".encode())
+
+    def import_folder(self, folder: Path) -> str:
+        """Copy in weights trained elsewhere (``model.ubj`` and ``features.json`` at least); returns their version.
+
+        A ``models`` folder of another volume stands for its version in service. Weights that are here already are
+        not copied again. On a volume without a model they go into service. Raises ModelError if they can't be used.
+        """
+        folder = _resolve(folder)
+        self._load(folder, str(folder))
+        model = (folder / "model.ubj").read_bytes()
+        version = self._find(model) or self._store(
+            {"model.ubj": model, "features.json": self._feature_list(model)}
+            | {name: (folder / name).read_bytes() for name in _OPTIONAL if (folder / name).exists()}
+        )
+        self._files.put_if_absent(self.folder / "current", f"{version}\n".encode())
+        return version
+
+    def adopt(self) -> str | None:
+        """On a volume where no model is in service, put weights that lie in ``models/`` into service.
+
+        Versions first, newest first and those that lost their promotion last, then other folders, then loose files.
+        Returns the version in service, None if there is nothing usable.
+        """
+        if (self.folder / "current").exists():
+            return self.current()
+        for version in sorted(self.versions(), key=lambda v: (self._won(v), int(v[1:])), reverse=True):
+            if self._usable(self.folder / version):
+                self._files.put_if_absent(self.folder / "current", f"{version}\n".encode())
+                return self.current()
+        others = [self.folder / n for n in self._files.list(self.folder) if not _VERSION.match(n)]
+        for folder in [*(path for path in others if path.is_dir()), self.folder]:
+            if (folder / "model.ubj").exists() and self._usable(folder):
+                self.import_folder(folder)
+                return self.current()
+        return None
+
+    def prune(self) -> list[str]:
+        """Remove all but the newest 50 versions and the one in service; returns the names removed."""
+        current = self.current()
+        old = [version for version in self.versions()[:-KEPT] if version != current]
+        for version in old:
+            hidden = self.folder / f".old-{version}-{secrets.token_hex(6)}"
+            try:
+                self._files.rename(self.folder / version, hidden)
+            except FileNotFoundError:  # another trainer prunes too
+                continue
+            self._remove_tree(hidden)
+        return old
+
+    def _feature_list(self, model: bytes) -> bytes:
+        digest = hashlib.sha256(model).hexdigest()
+        return msgspec.json.encode(
+            FeatureList(features_version=self._features_version, features=self._features, sha256=digest)
+        )
+
+    def _store(self, contents: Mapping[str, bytes]) -> str:
+        staging = self.folder / f".staging-{secrets.token_hex(8)}"
+        self._files.make_folder(staging)
+        try:
+            self._remove_stale_staging(now=staging.stat().st_mtime)
+            for name, data in contents.items():
+                self._files.create(staging / name, data)
+            self._files.sync_folders([staging])
+            version = self._rename_to_next(staging)
+        except BaseException:
+            self._remove_tree(staging)
+            raise
+        self._files.sync_folders([self.folder])
+        return version
+
+    def _rename_to_next(self, staging: Path) -> str:
+        """Rename a finished folder to the next free version: a rename onto a version fails, as no version is empty."""
+        inode = staging.stat().st_ino
+        number = 1 + max((int(version[1:]) for version in self.versions()), default=0)
+        while True:
+            version = f"v{number:06d}"
+            try:
+                self._files.rename(staging, self.folder / version)
+            except FileNotFoundError:  # on NFS the reply of a rename that succeeded may be lost
+                if (self.folder / version).stat().st_ino != inode:
+                    raise
+            except OSError:
+                if not (self.folder / version).exists():
+                    raise
+                number += 1
+                continue
+            return version
+
+    def _find(self, model: bytes) -> str | None:
+        wanted = msgspec.json.decode(self._feature_list(model), type=FeatureList)
+        for version in reversed(self.versions()):
+            try:
+                found = _decode(self.folder / version / "features.json", version, FeatureList)
+            except ModelError:  # a damaged version is no copy of these weights
+                continue
+            if found == wanted:
+                return version
+        return None
+
+    def _won(self, version: str) -> bool:
+        try:
+            return bool(self.read(version, "metrics.json").get("promoted", True))
+        except (ModelError, AttributeError):  # weights from elsewhere need no metrics
+            return True
+
+    def _usable(self, folder: Path) -> bool:
+        try:
+            self._load(folder, folder.name)
+        except ModelError:
+            return False
+        return True
+
+    def _load(self, folder: Path, version: str) -> Model:
+        listed = _decode(folder / "features.json", version, FeatureList)
+        self._check_features(listed, version)
+        try:
+            data = (folder / "model.ubj").read_bytes()
+        except OSError as error:
+            raise ModelError(f"model {version}: model.ubj can't be read: {error.strerror}") from error
+        if listed.sha256 is not None and hashlib.sha256(data).hexdigest() != listed.sha256:
+            raise ModelError(f"model {version}: model.ubj is damaged (its SHA-256 differs from features.json)")
+        window = _decode(folder / "window.json", version, Window) if (folder / "window.json").exists() else None
+        model = Model(version, self._booster(data, version), len(self._features), window)
+        _check_scores(model)
+        return model
+
+    def _check_features(self, listed: FeatureList, version: str) -> None:
+        if listed.features_version != self._features_version:
+            raise ModelError(
+                f"model {version} takes features of version {listed.features_version}, "
+                f"this pipeline makes version {self._features_version}"
+            )
+        if listed.features != self._features:
+            differ = sorted(set(listed.features) ^ set(self._features))
+            raise ModelError(
+                f"model {version} takes other features than this pipeline makes: "
+                + (", ".join(differ) if differ else "the same in another order")
+            )
+
+    def _booster(self, data: bytes, version: str) -> xgb.Booster:
+        try:
+            booster = xgb.Booster(
+                {"nthread": self._threads, "device": self._device, "validate_parameters": False},
+                model_file=bytearray(data),
+            )
+            width = booster.num_features()
+        except (xgb.core.XGBoostError, ValueError) as error:
+            raise ModelError(f"model {version}: model.ubj is no XGBoost model: {str(error).splitlines()[0]}") from error
+        if width != len(self._features):
+            raise ModelError(f"model {version} takes {width} features, this pipeline makes {len(self._features)}")
+        return booster
+
+    def _remove_stale_staging(self, now: float) -> None:
+        """Remove what killed trainers left. ``now`` is the server's clock."""
+        for path in self.folder.iterdir():
+            if path.name.startswith((".staging-", ".old-")):
+                try:
+                    if now - path.stat().st_mtime > STALE_STAGING_SECONDS:
+                        self._remove_tree(path)
+                except FileNotFoundError:  # its own trainer was faster
+                    continue
+
+    def _remove_tree(self, folder: Path) -> None:
+        try:
+            names = os.listdir(folder)
+        except FileNotFoundError:
+            return
+        for name in names:
+            self._files.remove(folder / name)
+        self._files.remove_folder(folder)
+
+
+def _check_scores(model: Model) -> None:
+    """A model that passes gives probabilities, missing values included."""
+    probe = np.zeros((2, model.width), np.float32)
+    probe[1] = np.nan
+    try:
+        scores = model.score(probe)
+    except xgb.core.XGBoostError as error:
+        raise ModelError(f"model {model.version} can't score: {str(error).splitlines()[0]}") from error
+    if scores.shape != (2,) or not ((scores >= 0) & (scores <= 1)).all():
+        raise ModelError(f"model {model.version} gives {scores.tolist()} where risk scores are 0 to 1")
+
+
+def _resolve(folder: Path) -> Path:
+    pointer = folder / "current"
+    if not (folder / "model.ubj").exists() and pointer.exists():
+        folder = folder / pointer.read_text(errors="replace").strip()
+    for name in _NEEDED:
+        if not (folder / name).is_file():
+            raise ModelError(f"{folder} is no model folder: {name} is missing")
+    return folder
+
+
+def _read_json(path: Path, version: str) -> Any:
+    return _decode(path, version, Any)
+
+
+def _decode(path: Path, version: str, kind: Any) -> Any:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except FileNotFoundError as error:
+        raise ModelError(f"model {version}: {path.name} is missing") from error
+    except (OSError, msgspec.DecodeError) as error:
+        raise ModelError(f"model {version}: {path.name} can't be read: {error}") from error
