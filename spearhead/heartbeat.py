@@ -85,6 +85,17 @@ class Roster:
                 continue
         return alive
 
+    def prune(self) -> None:
+        """Remove what workers that were killed left behind: heartbeats and probes ten leases old."""
+        oldest = self._server_time() - max(10 * self._lease, 60.0)
+        with os.scandir(self._volume.workers) as entries:
+            for entry in entries:
+                try:
+                    if entry.stat().st_mtime < oldest:
+                        self._volume.files.remove(Path(entry.path))
+                except FileNotFoundError:  # another worker prunes too
+                    continue
+
     def _server_time(self) -> float:
         self._probe.touch()
         os.utime(self._probe)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 GIB = 1024**3
@@ -82,6 +82,7 @@ class Settings(BaseSettings):
     fold_seconds: float = Field(0.25, gt=0, description="Least time between two folds of the ledger")
     worker_id: str | None = Field(None, pattern=r"^[a-z0-9]{6,32}$", description="Unique worker name; empty: random")
     health_file: Path | None = Field(None, description="File a worker touches as it makes progress (health checks)")
+    supervisor_pid: int | None = Field(None, description="Set by `up`: a stage ends when this process has gone")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line")
 
     # API
@@ -121,3 +122,8 @@ def parse_rate(text: str) -> float:
     if not 0 <= rate < float("inf"):
         raise ValueError(f"rate must be a number of rows a second (0 or more) or 'max', not {text!r}")
     return rate
+
+
+def explain(error: ValidationError) -> str:
+    """What is wrong with the environment, in one line that names each variable."""
+    return "; ".join(f"{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors(include_input=False))

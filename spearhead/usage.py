@@ -1,0 +1,36 @@
+"""What this process uses: CPU seconds, resident memory, bytes read from and written to storage."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+from typing import NamedTuple
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Usage(NamedTuple):
+    """Totals since the process started; ``read_bytes`` and ``write_bytes`` are None where the kernel doesn't say."""
+
+    cpu_seconds: float
+    rss_bytes: int
+    read_bytes: int | None
+    write_bytes: int | None
+
+
+def usage() -> Usage:
+    """Of this process and the children it has waited for."""
+    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+    rss = int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE
+    return Usage(cpu, rss, *_storage_bytes())
+
+
+def _storage_bytes() -> tuple[int | None, int | None]:
+    try:
+        lines = Path("/proc/self/io").read_text().splitlines()
+    except OSError:  # hidden in some containers
+        return None, None
+    fields = dict(line.split(": ", 1) for line in lines)
+    return int(fields["read_bytes"]), int(fields["write_bytes"])
