@@ -2,7 +2,7 @@
 
 
 class ConfigurationError(ValueError):
-    """What the stage was told to do can't be done: the process ends with status 2. One sentence that says what to change."""
+    """What the stage was told to do can't be done: the process ends with status 2. The message says what to change."""
 
 
 class RestartError(RuntimeError):
