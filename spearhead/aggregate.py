@@ -6,7 +6,10 @@ other keys) to its figures. An aggregate is stored as JSON, ``metrics/pending/<s
 
 from __future__ import annotations
 
+import heapq
 import math
+from collections.abc import Iterable
+from copy import copy
 from typing import Final
 
 import msgspec
@@ -84,6 +87,8 @@ class Aggregate(msgspec.Struct):
     pending_labels: dict[str, HourOutcomes] = msgspec.field(default_factory=dict)  # "<producer>/<event hour>"
     models: dict[str, int] = msgspec.field(default_factory=dict)  # rows scored by each model version
     signals: list[Signal] = msgspec.field(default_factory=list)  # newest first, at most MAX_SIGNALS
+    first_scored_at: int = 0  # us since 1970; 0: no rows
+    last_scored_at: int = 0
 
 
 MAX_SIGNALS: Final = 50
@@ -97,3 +102,89 @@ def latency_bucket(us: float) -> int:
 def amount_bucket(cents: int) -> int:
     """Bucket of an amount in cents: bucket b holds [1.01^b, 1.01^(b+1)); 0 and 1 cent are bucket 0."""
     return max(0, math.floor(math.log(cents) / math.log(AMOUNT_GROWTH))) if cents > 1 else 0
+
+
+def merge(into: Aggregate, others: Iterable[Aggregate]) -> None:
+    """Add the figures of ``others`` to ``into``, exactly; ``others`` stay as they are."""
+    signals = into.signals
+    for other in others:
+        _merge_counts(into, other)
+        _merge_groups(into.categories, other.categories)
+        _merge_groups(into.states, other.states)
+        _merge_groups(into.minutes, other.minutes)
+        _merge_integers(into.latency, other.latency)
+        _merge_integers(into.models, other.models)
+        _merge_amounts(into.flagged_amounts, other.flagged_amounts)
+        _merge_hours(into.pending_labels, other.pending_labels)
+        signals = signals + other.signals
+    into.signals = heapq.nlargest(MAX_SIGNALS, signals, key=lambda signal: (signal.scored_at, signal.trans_num))
+
+
+def add_outcomes(into: Outcomes, other: Outcomes) -> None:
+    """Add the counts of ``other`` to ``into``."""
+    into.tp += other.tp
+    into.fp += other.fp
+    into.tn += other.tn
+    into.fn += other.fn
+
+
+def outcomes_count(outcomes: Outcomes) -> int:
+    """Rows in all four outcomes."""
+    return outcomes.tp + outcomes.fp + outcomes.tn + outcomes.fn
+
+
+def prune_minutes(minutes: dict[str, Group], keep: int) -> None:
+    """Keep the newest ``keep`` minutes."""
+    for minute in sorted(minutes, key=int)[:-keep]:
+        del minutes[minute]
+
+
+def _merge_counts(into: Aggregate, other: Aggregate) -> None:
+    into.count += other.count
+    into.cents += other.cents
+    into.flagged += other.flagged
+    into.flagged_cents += other.flagged_cents
+    into.unlabelled += other.unlabelled
+    into.latency_us += other.latency_us
+    into.score_bins = [a + b for a, b in zip(into.score_bins, other.score_bins, strict=True)]
+    into.bands = [a + b for a, b in zip(into.bands, other.bands, strict=True)]
+    into.last_scored_at = max(into.last_scored_at, other.last_scored_at)
+    if other.first_scored_at:
+        into.first_scored_at = min(into.first_scored_at or other.first_scored_at, other.first_scored_at)
+
+
+def _merge_groups(into: dict[str, Group], other: dict[str, Group]) -> None:
+    for key, group in other.items():
+        total = into.get(key)
+        if total is None:
+            into[key] = copy(group)
+            continue
+        total.count += group.count
+        total.cents += group.cents
+        total.flagged += group.flagged
+        total.flagged_cents += group.flagged_cents
+        total.flagged_score += group.flagged_score
+
+
+def _merge_integers(into: dict[str, int], other: dict[str, int]) -> None:
+    for key, value in other.items():
+        into[key] = into.get(key, 0) + value
+
+
+def _merge_amounts(into: dict[str, AmountBucket], other: dict[str, AmountBucket]) -> None:
+    for key, bucket in other.items():
+        total = into.get(key)
+        if total is None:
+            into[key] = copy(bucket)
+            continue
+        total.count += bucket.count
+        total.cents += bucket.cents
+
+
+def _merge_hours(into: dict[str, HourOutcomes], other: dict[str, HourOutcomes]) -> None:
+    for key, hour in other.items():
+        total = into.get(key)
+        if total is None:
+            total = into[key] = HourOutcomes()
+        add_outcomes(total.out_of_sample, hour.out_of_sample)
+        add_outcomes(total.in_sample, hour.in_sample)
