@@ -1,0 +1,354 @@
+"""Synthetic traffic: rows as a function of (seed, slot, cards, merchants, fraud rate, position), on a clock of its own.
+
+Event time starts on Monday, 2024-01-01 and runs as fast as keeps a card at three purchases a day. It is cut into blocks of
+at most a day; a block's everyday purchases are drawn in order of time, and the episodes of ``scenarios`` are merged in.
+A cursor ``block:everyday:episode`` counts what was given: going on from it costs the same anywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numba import njit
+from numpy.typing import NDArray
+
+from services.generator import habits
+from services.generator.draws import between, draw, key_of, mix, uniform_of, unit
+from services.generator.names import first_names, merchant_names
+from services.generator.places import (
+    DAY_US,
+    HOME,
+    HOUR_US,
+    KINDS,
+    card_at,
+    card_token,
+    cents_of,
+    place,
+    trip,
+    usual_merchant,
+)
+from services.generator.population import Population
+from services.generator.scenarios import (
+    EPISODE_DAYS,
+    FRAUD,
+    INNOCENT,
+    LEAK,
+    LEAK_SHARE,
+    Purchases,
+    episodes,
+    leaking,
+    leaks,
+    no_purchases,
+)
+from services.generator.source import Chunk
+from spearhead.schema import CATEGORIES, RAW
+
+START_US: Final = 1_704_067_200_000_000  # 2024-01-01T00:00Z, a Monday
+PER_CARD_AND_DAY: Final = 3.0
+BLOCK_ROWS: Final = 65_536
+ID_BYTES: Final = 16
+
+_SLOT, _BLOCK, _ID, _COUNT = 31, 32, 33, 34  # purposes of keys
+_BIG_TICKET: Final = 0.006  # share of purchases that are far larger than usual
+_ONLINE: Final = np.array([CATEGORIES.index(n) for n in ("shopping_net", "misc_net", "grocery_net", "shopping_net")])
+_DIGITS: Final = np.frombuffer(b"0123456789abcdef", np.uint8)
+_LETTERS: Final = np.frombuffer(b"abcdefghijklmnop", np.uint8)  # the middle one: no run of digits is longer than 8
+
+
+class Columns(NamedTuple):
+    """A chunk's columns as arrays, named as in schema.RAW."""
+
+    trans_num: NDArray[np.uint8]  # (rows * ID_BYTES,)
+    event_time: NDArray[np.int64]
+    card: NDArray[np.uint64]
+    last4: NDArray[np.uint16]
+    amt_cents: NDArray[np.int32]
+    category: NDArray[np.uint8]
+    state: NDArray[np.uint8]
+    merchant: NDArray[np.int32]
+    first: NDArray[np.int16]
+    last_initial: NDArray[np.uint8]
+    label: NDArray[np.int8]
+    scenario: NDArray[np.int8]
+    home_lat: NDArray[np.float32]
+    home_long: NDArray[np.float32]
+    merch_lat: NDArray[np.float32]
+    merch_long: NDArray[np.float32]
+    city_pop: NDArray[np.int32]
+    dob: NDArray[np.int32]
+
+
+def columns(rows: int) -> Columns:
+    """Columns of ``rows`` rows to be filled in."""
+    kinds = (
+        np.int64, np.uint64, np.uint16, np.int32, np.uint8, np.uint8, np.int32, np.int16, np.uint8, np.int8, np.int8,
+        np.float32, np.float32, np.float32, np.float32, np.int32, np.int32,
+    )  # fmt: skip
+    return Columns(np.empty(rows * ID_BYTES, np.uint8), *(np.empty(rows, kind) for kind in kinds))
+
+
+class Block(NamedTuple):
+    """What a block's rows depend on."""
+
+    key: np.uint64  # of everyday purchases
+    account_key: np.uint64  # of cards, habits and trips
+    id_key: np.uint64
+    id_base: np.uint64  # slot and number of the block
+    start: int  # us since the start of the traffic
+    end: int
+    everyday: int  # rows
+
+
+@njit(inline="always")
+def _write_id(out, at, bits):
+    """Sixteen characters from 64 bits: different bits, different text."""
+    for i in range(ID_BYTES):
+        nibble = int(bits >> np.uint64(60 - 4 * i)) & 15
+        out[at * ID_BYTES + i] = _LETTERS[nibble] if i == 8 else _DIGITS[nibble]
+
+
+@njit(inline="always")
+def _write(pop, block, out, at, number, time, card, merchant, cents, where, scenario):
+    """Write row ``at``; ``number`` is its number in the block."""
+    person = pop.cards[card]
+    token = card_token(block.account_key, card, time // DAY_US)
+    _write_id(out.trans_num, at, mix((block.id_base | np.uint64(number)) + block.id_key))
+    lat, long = place(pop, card, merchant, where)
+    out.event_time[at] = START_US + time
+    out.card[at] = token
+    out.last4[at] = draw(token, 0) % np.uint64(10_000)
+    out.amt_cents[at] = cents
+    out.category[at] = merchant % KINDS
+    out.state[at] = person.state
+    out.merchant[at] = merchant
+    out.first[at] = person.first
+    out.last_initial[at] = person.initial
+    out.label[at] = scenario > 0
+    out.scenario[at] = scenario
+    out.home_lat[at] = person.home_lat
+    out.home_long[at] = person.home_long
+    out.merch_lat[at] = lat
+    out.merch_long[at] = long
+    out.city_pop[at] = person.city_pop
+    out.dob[at] = person.dob
+
+
+@njit(inline="always")
+def _write_everyday(pop, block, leak, out, at, number, key, time):
+    """Write an everyday purchase: who is up at that hour buys what they usually buy, where they are."""
+    hour = time // HOUR_US
+    card = card_at(pop, hour % habits.HOURS, draw(key, 1))
+    where, moving = trip(pop, block.account_key, card, time)
+    bits = draw(key, 2)
+    if moving:
+        category = _ONLINE[bits >> np.uint64(62)]
+    else:
+        category = pop.category_lut[pop.cards[card].profile, hour % 24 // 6, bits >> np.uint64(52)]
+    city = int(pop.cards[card].city) if where == HOME else where
+    merchant = usual_merchant(pop, block.account_key, card, int(category), city, draw(key, 3))
+    bits = draw(key, 4)
+    boost = 0.0
+    if unit(bits) < _BIG_TICKET:
+        boost = between(draw(key, 5), 0.8, 2.3)
+    scenario = 0
+    if leak[merchant] > 0 and unit(draw(key, 6)) < leak[merchant]:
+        scenario = LEAK
+        boost += between(draw(key, 7), 0.0, 0.8)
+    cents = cents_of(pop, card, merchant, boost, draw(key, 8))
+    _write(pop, block, out, at, number, time, card, merchant, cents, where, scenario)
+
+
+@njit(cache=True)
+def fill(pop, block, shares, leak, extra, last_extra, everyday, episode, number, out, at):
+    """Write rows of ``block`` until it or ``out`` ends, in order of time.
+
+    ``shares`` (168,) weighs the hours of the week; ``extra`` are the day's episode purchases by time, the block's end
+    before ``last_extra``. ``everyday`` and ``episode`` say how many of each were written before, ``number`` how many of
+    this block. Returns (everyday, episode, number, at) after.
+    """
+    rows = len(out.card)
+    total = 0.0
+    hour = block.start // HOUR_US
+    while hour * HOUR_US < block.end:
+        total += shares[hour % 168] * (min((hour + 1) * HOUR_US, block.end) - max(hour * HOUR_US, block.start))
+        hour += 1
+    hour = block.start // HOUR_US
+    begin = block.start
+    weight = shares[hour % 168]
+    before = 0.0
+    length = weight * (min((hour + 1) * HOUR_US, block.end) - begin)
+    while at < rows:
+        time = block.end
+        key = np.uint64(0)
+        if everyday < block.everyday:
+            key = draw(block.key, everyday)
+            position = (everyday + unit(draw(key, 0))) / block.everyday * total
+            while position >= before + length and (hour + 1) * HOUR_US < block.end:
+                before += length
+                hour += 1
+                begin = hour * HOUR_US
+                weight = shares[hour % 168]
+                length = weight * (min(begin + HOUR_US, block.end) - begin)
+            time = min(begin + int((position - before) / weight), min((hour + 1) * HOUR_US, block.end) - 1)
+        if episode < last_extra and extra.time[episode] < time:
+            e = episode
+            _write(
+                pop, block, out, at, number, extra.time[e], extra.card[e], extra.merchant[e], extra.cents[e],
+                extra.where[e], extra.scenario[e],
+            )  # fmt: skip
+            episode += 1
+        elif everyday < block.everyday:
+            _write_everyday(pop, block, leak, out, at, number, key, time)
+            everyday += 1
+        else:
+            break
+        number += 1
+        at += 1
+    return everyday, episode, number, at
+
+
+@njit(cache=True)
+def _compact(codes, size):
+    """Renumber codes 0..size-1 by first appearance, in place; the codes that occur, in that order."""
+    place_of = np.full(size, -1, np.int32)
+    used = np.empty(min(size, len(codes)), np.int32)
+    count = 0
+    for i in range(len(codes)):
+        code = codes[i]
+        if place_of[code] < 0:
+            place_of[code] = count
+            used[count] = code
+            count += 1
+        codes[i] = place_of[code]
+    return used[:count]
+
+
+class Traffic:
+    """The endless source of synthetic rows of one producer slot."""
+
+    finite = False
+
+    def __init__(self, pop: Population, seed: int, slot: int, fraud_rate: float, cursor: str = "") -> None:
+        """Go on from ``cursor``. Raises ValueError if it is no cursor of synthetic traffic."""
+        self._pop = pop
+        self._slot = slot
+        self._account_key = key_of(seed, _SLOT, slot)
+        self._id_key = key_of(seed, _ID)
+        self._fraud_rate = fraud_rate
+        self._shares = habits.rhythm(len(pop.cards)).shares
+        self._rows_per_day = PER_CARD_AND_DAY * len(pop.cards)
+        in_episodes = sum(kind.share for kind in INNOCENT) + fraud_rate * (1.0 - LEAK_SHARE)
+        in_episodes += fraud_rate * sum(kind.share / kind.rows for kind in FRAUD if kind.name == "geo_anomaly")
+        self._everyday_share = 1.0 - in_episodes
+        self._leaks = leaks(pop, fraud_rate, self._everyday_share)
+        self._blocks_per_day = max(1, math.ceil(self._rows_per_day / BLOCK_ROWS))
+        self._merchants = merchant_names(len(pop.merchants))
+        self._first_names = first_names()
+        self._day = -1
+        self._carried = no_purchases()
+        self._block_number, self._everyday, self._episode = _parse(cursor)
+        self._enter(self._block_number)
+        self._number = self._everyday + self._episode
+        self._episode += self._first_extra
+
+    def take(self, rows: int) -> Chunk:
+        """The next ``rows`` rows, exactly."""
+        out = columns(rows)
+        at = 0
+        while True:
+            self._everyday, self._episode, self._number, at = fill(
+                self._pop, self._block, self._shares, self._leak, self._extra, self._last_extra, self._everyday,
+                self._episode, self._number, out, at,
+            )  # fmt: skip
+            if at == rows:
+                break
+            self._enter(self._block_number + 1)
+        return Chunk(self._batch(out), [], self.cursor, int(out.event_time[-1]) if rows else START_US, False)
+
+    @property
+    def cursor(self) -> str:
+        return f"{self._block_number}:{self._everyday}:{self._episode - self._first_extra}"
+
+    def _enter(self, number: int) -> None:
+        """Make ``number`` the block at hand."""
+        day, part = divmod(number, self._blocks_per_day)
+        self._enter_day(day)
+        start = day * DAY_US + DAY_US * part // self._blocks_per_day
+        end = day * DAY_US + DAY_US * (part + 1) // self._blocks_per_day
+        self._block_number = number
+        luck = uniform_of(key_of(int(self._account_key), _COUNT, number))
+        self._block = Block(
+            key_of(int(self._account_key), _BLOCK, number),
+            self._account_key,
+            self._id_key,
+            np.uint64((self._slot << 56) | (number << 24)),
+            start,
+            end,
+            int(self._expected(start, end) + luck),
+        )
+        self._first_extra, self._last_extra = (int(i) for i in np.searchsorted(self._extra.time, (start, end)))
+        self._everyday, self._episode, self._number = 0, self._first_extra, 0
+
+    def _expected(self, start: int, end: int) -> float:
+        """Everyday rows between two times of one day, on average."""
+        edges = np.arange(start // HOUR_US, -(-end // HOUR_US) + 1) * HOUR_US
+        spans = np.diff(np.clip(edges, start, end)) / DAY_US
+        weights = self._shares[(edges[:-1] // HOUR_US) % habits.HOURS]
+        return float(spans @ weights) * self._rows_per_day * self._everyday_share
+
+    def _enter_day(self, day: int) -> None:
+        """Episodes and compromised merchants of ``day``; those that go on after it are carried over."""
+        if day == self._day:
+            return
+        first = day if day == self._day + 1 and self._day >= 0 else day - EPISODE_DAYS + 1
+        if first != day:
+            self._carried = no_purchases()
+        parts = [self._carried, *(self._starting(d) for d in range(first, day + 1))]
+        every = Purchases(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+        later = every.time >= (day + 1) * DAY_US
+        self._carried = Purchases(*(column[later] for column in every))
+        today = ~later & (every.time >= day * DAY_US)
+        order = np.flatnonzero(today)[np.argsort(every.time[today], kind="stable")]
+        self._extra = Purchases(*(column[order] for column in every))
+        self._leak = leaking(self._leaks, self._account_key, day, len(self._pop.merchants))
+        self._day = day
+
+    def _starting(self, day: int) -> Purchases:
+        week_hour = day % 7 * 24
+        hours = habits.lookup(self._shares[week_hour : week_hour + 24]).astype(np.uint8)
+        return episodes(self._pop, self._account_key, day, hours, self._rows_per_day, self._fraud_rate)
+
+    def _batch(self, out: Columns) -> pa.RecordBatch:
+        """The columns as a batch of schema.RAW, without a copy."""
+        rows = len(out.card)
+        offsets = np.arange(0, (rows + 1) * ID_BYTES, ID_BYTES, dtype=np.int32)
+        used = _compact(out.merchant, len(self._merchants))
+        given = {
+            "trans_num": pa.StringArray.from_buffers(rows, pa.py_buffer(offsets), pa.py_buffer(out.trans_num)),
+            "ingested_at": np.zeros(rows, np.int64),
+            "merchant": pa.DictionaryArray.from_arrays(out.merchant, self._merchants.take(pa.array(used))),
+            "first": pa.DictionaryArray.from_arrays(out.first, self._first_names),
+        }
+        return pa.RecordBatch.from_arrays(
+            [_arrow(given.get(field.name, getattr(out, field.name, None)), field.type) for field in RAW], schema=RAW
+        )
+
+
+def _arrow(column: pa.Array | NDArray[np.generic], kind: pa.DataType) -> pa.Array:
+    """An Arrow array over the column's own memory."""
+    if isinstance(column, pa.Array):
+        return column
+    return pa.Array.from_buffers(kind, len(column), [None, pa.py_buffer(column)])
+
+
+def _parse(cursor: str) -> tuple[int, int, int]:
+    if not cursor:
+        return 0, 0, 0
+    try:
+        block, everyday, episode = (int(part) for part in cursor.split(":"))
+    except ValueError as error:
+        raise ValueError(f"{cursor!r} is no cursor of synthetic traffic: was the volume used for a replay?") from error
+    return block, everyday, episode
