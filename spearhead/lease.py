@@ -55,6 +55,8 @@ class Lease:
         self._files.create(new, self._worker.encode())
         try:
             return self._files.link(new, self.path)
+        except FileNotFoundError:  # we were taken for dead and swept
+            return False
         finally:
             self._files.remove(new)
 
@@ -63,9 +65,9 @@ class Lease:
         away = self._private("old")
         try:
             self._files.rename(self.path, away)
-        except FileNotFoundError:
+            evicted = away.read_text() == dead
+        except FileNotFoundError:  # someone else is about it
             return True
-        evicted = away.read_text() == dead
         if not evicted:
             self._files.link(away, self.path)
         self._files.remove(away)

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple, Protocol
 import msgspec
 
 from spearhead.files import Files
+from spearhead.segment import SUFFIX, SegmentName
 
 EDGE_SUFFIX: Final = ".rows.jsonl"
 PREP_SUFFIX: Final = ".prep.rows.jsonl"
@@ -68,5 +69,11 @@ def set_aside(files: Files, source: Path, dead: Path, reason: Reason) -> None:
     Done again after a crash it gives the same files. Raises FileNotFoundError if ``source`` is gone.
     """
     content = _LONG_NUMBER_BYTES.sub(lambda match: b"*" * len(match[0]), source.read_bytes())
-    files.replace(dead / source.name, content)
-    files.replace(dead / f"{source.name.removesuffix('.arrow')}{REASON_SUFFIX}", msgspec.json.encode(reason))
+    name = dead_name(source.name)
+    files.replace(dead / name, content)
+    files.replace(dead / f"{name.removesuffix(SUFFIX)}{REASON_SUFFIX}", msgspec.json.encode(reason))
+
+
+def dead_name(file: str) -> str:
+    """The name of a file once set aside: its own if it is a segment's, else masked as its content is."""
+    return file if SegmentName.parse(file) is not None else mask(file)
