@@ -107,6 +107,15 @@ class Files:
         except FileNotFoundError:
             return []
 
+    def remove_temporaries(self, folder: Path, before: float) -> None:
+        """Remove temporary files that a killed process left, last written before a time of the server's clock."""
+        for path in folder.glob(".*.tmp"):
+            try:
+                if path.stat().st_mtime < before:
+                    self.remove(path)
+            except FileNotFoundError:  # its owner is alive after all
+                continue
+
     def sync_file(self, path: Path) -> None:
         """fsync a file written by other means."""
         if self.fsync:

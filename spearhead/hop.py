@@ -36,6 +36,7 @@ MAX_KILLED: Final = 5
 MAX_SEGMENTS: Final = 64  # in one claim: bounds what a batch's commit costs
 MISSES: Final = 8  # claims lost to other workers, one after another, before the folder is listed again
 STALE_REMOVALS: Final = 2_000  # files of older epochs removed in one recovery, so that it ends within the lease
+TEMPORARY_SECONDS: Final = 3600.0  # age at which a temporary file is nobody's any more
 ENVIRONMENT: Final = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
      errno.EACCES, errno.EPERM, errno.ETIMEDOUT, errno.EINTR, errno.EAGAIN}
@@ -246,6 +247,7 @@ class Hop:
         for attempt in staged:
             if orphaned(attempt):
                 self._collect(attempt)
+        self._files.remove_temporaries(self._dead, self._committed.stat().st_mtime - TEMPORARY_SECONDS)
         self._collect_tries()
         self._fill_in_rows()
         return Recovery(len(finished), taken_back)
@@ -464,7 +466,10 @@ class Hop:
             name = SegmentName.parse(file.removesuffix(REASON_SUFFIX))
             if name is None or not file.endswith(REASON_SUFFIX) or str(name) in self._accounted:
                 continue
-            reason = msgspec.json.decode((self._dead / file).read_bytes(), type=Reason)
+            try:
+                reason = msgspec.json.decode((self._dead / file).read_bytes(), type=Reason)
+            except (FileNotFoundError, msgspec.DecodeError):  # removed or damaged: nothing to fill in
+                continue
             if reason.rows is None and (rows := self._rows_between(name)) is not None:
                 reason.rows = rows
                 self._write_reason(str(name), reason)
