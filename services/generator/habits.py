@@ -89,9 +89,11 @@ def rhythm(cards: int) -> Rhythm:
     size = np.diff(edges) * np.tile(activity, len(_RHYTHMS))
     by_hour = np.array(_RHYTHMS, np.float64)
     by_hour /= by_hour.sum(axis=1, keepdims=True)
-    weights = np.outer(np.array(_WEEKDAYS), np.ones(24)).ravel()[:, None] * size * np.repeat(by_hour, LEVELS, 0).T[
-        np.tile(np.arange(24), 7)
-    ]
+    weights = (
+        np.outer(np.array(_WEEKDAYS), np.ones(24)).ravel()[:, None]
+        * size
+        * np.repeat(by_hour, LEVELS, 0).T[np.tile(np.arange(24), 7)]
+    )
     lut = np.stack([lookup(row) for row in weights]).astype(np.uint8)
     hours = weights.sum(axis=1)
     return Rhythm(edges, lut, hours / hours.mean())

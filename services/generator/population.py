@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import struct
 import zlib
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -194,32 +195,29 @@ def _shares(choices: NDArray[np.int32], towns: Cities, merchants: int) -> NDArra
     return np.where(IS_NET[category], online, in_shops).astype(np.float32)
 
 
-def _cache_path(volume: Volume, cards: int, merchants: int, seed: int):  # noqa: ANN202
+def _cache_path(volume: Volume, cards: int, merchants: int, seed: int) -> Path:
     return volume.raw_data / "population" / f"v{FORMAT}-s{seed}-c{cards}-m{merchants}.bin"
 
 
 def _store(volume: Volume, made: tuple[NDArray[np.void], NDArray[np.void]], seed: int) -> None:
     people, shops = made
-    body = people.tobytes() + shops.tobytes()
     path = _cache_path(volume, len(people), len(shops), seed)
+    header = HEADER.pack(MAGIC, zlib.crc32(shops, zlib.crc32(people)), len(people), len(shops))
     volume.files.make_folder(path.parent)
-    volume.files.replace(path, HEADER.pack(MAGIC, zlib.crc32(body), len(people), len(shops)) + body)
+    volume.files.replace(path, header + people.tobytes() + shops.tobytes())
 
 
-def _cached(
-    volume: Volume, cards: int, merchants: int, seed: int
-) -> tuple[NDArray[np.void], NDArray[np.void]] | None:
+def _cached(volume: Volume, cards: int, merchants: int, seed: int) -> tuple[NDArray[np.void], NDArray[np.void]] | None:
     path = _cache_path(volume, cards, merchants, seed)
+    people, shops = np.empty(cards, CARD), np.empty(merchants, MERCHANT)
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            header = file.read(HEADER.size)
+            parts = [memoryview(array).cast("B") for array in (people.view(np.uint8), shops.view(np.uint8))]
+            whole = all(file.readinto(part) == len(part) for part in parts) and not file.read(1)
     except FileNotFoundError:
         return None
-    wanted = HEADER.size + cards * CARD.itemsize + merchants * MERCHANT.itemsize
-    body = memoryview(data)[HEADER.size :]
-    if len(data) != wanted or data[: HEADER.size] != HEADER.pack(MAGIC, zlib.crc32(body), cards, merchants):
+    if not whole or header != HEADER.pack(MAGIC, zlib.crc32(shops, zlib.crc32(people)), cards, merchants):
         logger.warning("population cache %s is damaged: making it anew", path.name)
         return None
-    return (
-        np.frombuffer(body, CARD, cards),
-        np.frombuffer(body, MERCHANT, merchants, cards * CARD.itemsize),
-    )
+    return people, shops

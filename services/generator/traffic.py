@@ -1,8 +1,9 @@
 """Synthetic traffic: rows as a function of (seed, slot, cards, merchants, fraud rate, position), on a clock of its own.
 
-Event time starts on Monday, 2024-01-01 and runs as fast as keeps a card at three purchases a day. It is cut into blocks of
-at most a day; a block's everyday purchases are drawn in order of time, and the episodes of ``scenarios`` are merged in.
-A cursor ``block:everyday:episode`` counts what was given: going on from it costs the same anywhere.
+Event time starts on Monday, 2024-01-01 and runs as fast as keeps a card at three purchases a day. It is cut into
+blocks of at most a day; a block's everyday purchases are drawn in order of time, and the episodes of ``scenarios`` are
+merged in.
+A cursor ends in ``block:everyday:episode``, what was given so far: going on from it costs the same anywhere.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from services.generator.places import (
     trip,
     usual_merchant,
 )
-from services.generator.population import Population
+from services.generator.population import Population, population
 from services.generator.scenarios import (
     EPISODE_DAYS,
     FRAUD,
@@ -232,8 +233,11 @@ class Traffic:
     finite = False
 
     def __init__(self, pop: Population, seed: int, slot: int, fraud_rate: float, cursor: str = "") -> None:
-        """Go on from ``cursor``. Raises ValueError if it is no cursor of synthetic traffic."""
+        """Go on from ``cursor``. Raises ValueError if it is not one of this very traffic."""
         self._pop = pop
+        self._settings = (
+            f"synthetic seed={seed} cards={len(pop.cards)} merchants={len(pop.merchants)} fraud={fraud_rate:g}"
+        )
         self._slot = slot
         self._account_key = key_of(seed, _SLOT, slot)
         self._id_key = key_of(seed, _ID)
@@ -249,10 +253,9 @@ class Traffic:
         self._first_names = first_names()
         self._day = -1
         self._carried = no_purchases()
-        self._block_number, self._everyday, self._episode = _parse(cursor)
-        self._enter(self._block_number)
-        self._number = self._everyday + self._episode
-        self._episode += self._first_extra
+        number, everyday, episode = self._parse(cursor)
+        self._enter(number)
+        self._everyday, self._episode, self._number = everyday, self._first_extra + episode, everyday + episode
 
     def take(self, rows: int) -> Chunk:
         """The next ``rows`` rows, exactly."""
@@ -270,7 +273,19 @@ class Traffic:
 
     @property
     def cursor(self) -> str:
-        return f"{self._block_number}:{self._everyday}:{self._episode - self._first_extra}"
+        """Where the next ``take`` goes on."""
+        position = f"{self._block_number}:{self._everyday}:{self._episode - self._first_extra}"
+        return f"{self._settings} at {position}"
+
+    def _parse(self, cursor: str) -> tuple[int, int, int]:
+        """(block, everyday rows, episode rows) of a cursor."""
+        if not cursor:
+            return 0, 0, 0
+        settings, _, position = cursor.partition(" at ")
+        if settings != self._settings:
+            raise ValueError(f"the traffic on the volume is {settings!r}, the settings ask for {self._settings!r}")
+        block, everyday, episode = (int(part) for part in position.split(":"))
+        return block, everyday, episode
 
     def _enter(self, number: int) -> None:
         """Make ``number`` the block at hand."""
@@ -344,11 +359,7 @@ def _arrow(column: pa.Array | NDArray[np.generic], kind: pa.DataType) -> pa.Arra
     return pa.Array.from_buffers(kind, len(column), [None, pa.py_buffer(column)])
 
 
-def _parse(cursor: str) -> tuple[int, int, int]:
-    if not cursor:
-        return 0, 0, 0
-    try:
-        block, everyday, episode = (int(part) for part in cursor.split(":"))
-    except ValueError as error:
-        raise ValueError(f"{cursor!r} is no cursor of synthetic traffic: was the volume used for a replay?") from error
-    return block, everyday, episode
+def warm() -> None:
+    """Compile every kernel into numba's cache, so that a first start takes no longer than any other."""
+    pop = population(1000, 100, 1)
+    Traffic(pop, 1, 0, 0.01).take(4096)
