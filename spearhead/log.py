@@ -8,6 +8,7 @@ bounded however long the pipeline runs. Every run of digits as long as a card nu
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import re
 import sys
@@ -103,6 +104,23 @@ def worker_logger(volume: Volume, stage: str, worker: str, level: str, stdout: b
     )
     bound: structlog.BoundLogger = logger.bind(stage=stage, worker=worker)
     return bound
+
+
+class LibraryLogs(logging.Handler):
+    """Brings what modules say through ``logging`` into the worker's structured log."""
+
+    def __init__(self, logger: structlog.BoundLogger) -> None:
+        super().__init__()
+        self._logger = logger
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = record.levelname.lower()
+        say = getattr(self._logger, level if level in _LEVELS else "error")
+        say(record.getMessage(), logger=record.name, **({"exc_info": record.exc_info} if record.exc_info else {}))
+
+    def install(self, level: str) -> None:
+        """Make this the one place where library logs go."""
+        logging.basicConfig(handlers=[self], level=_LEVELS[level], force=True)
 
 
 def mask_values(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -17,7 +17,7 @@ import msgspec
 from spearhead.control import read_control
 from spearhead.errors import ConfigurationError, RestartError
 from spearhead.heartbeat import Heartbeat, Roster, State
-from spearhead.log import prune_worker_logs, worker_logger
+from spearhead.log import LibraryLogs, prune_worker_logs, worker_logger
 from spearhead.usage import usage
 from spearhead.volume import VolumeError
 
@@ -57,6 +57,7 @@ class Runner:
     def run(self) -> int:
         """Run until stopped; the exit status. Raises ConfigurationError or VolumeError from the stage's start."""
         self._install_signals()
+        LibraryLogs(self.log).install(self.stage.settings.log_level)
         self._pulse.start()  # the first heartbeat comes before the first claim
         try:
             return self._run()

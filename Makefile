@@ -1,0 +1,44 @@
+# make install, run, test, lint, bench: no Docker needed.
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test test-all lint bench lock clean
+
+help: ## Show these words
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+install: .venv/installed ## Make .venv with pinned, hashed packages and compile the kernels
+
+.venv/installed: requirements/dev.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m spearhead warm
+	touch $@
+
+run: install ## Run the pipeline on ./var, dashboard on port 8000, until Ctrl-C
+	$(BIN)/python -m spearhead up
+
+test: install ## Test everything that takes less than five minutes in all
+	$(BIN)/python -m pytest -m "not soak and not docker and not browser"
+
+test-all: install ## Test everything
+	$(BIN)/python -m pytest
+
+lint: install ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install ## Measure throughput and latency; JSON on standard output
+	@$(BIN)/python -m bench.pipeline
+
+lock: install ## Pin the newest packages that requirements/*.in allow
+	cd requirements && for name in core tables model web run dev; do \
+		../$(BIN)/pip-compile --quiet --upgrade --generate-hashes --strip-extras --allow-unsafe --no-header \
+		--no-emit-index-url --no-emit-trusted-host --no-emit-find-links --output-file $$name.txt $$name.in || exit 1; done
+
+clean: ## Remove what tools left behind; volumes and .venv stay
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis artifacts build *.egg-info
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,5 @@
+"""``python -m spearhead``."""
+
+from spearhead.cli import main
+
+main()

@@ -1,0 +1,183 @@
+"""The command line: ``python -m spearhead up | verify | status | reset | warm``. Each command is a library call."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from pydantic import ValidationError
+
+from spearhead.errors import ConfigurationError
+from spearhead.files import Files
+from spearhead.settings import Settings, explain
+from spearhead.stage import EXIT_CONFIGURATION
+from spearhead.volume import Volume, VolumeError
+
+app = typer.Typer(
+    name="spearhead",
+    help="A real-time card-fraud appliance: five stages that talk only through files.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+VolumeOption = Annotated[Path | None, typer.Option("--volume", help="Root of the volume [env FLASHBLADE_PATH]")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output")]
+DEFAULT_VOLUME = Path("var")  # of `up` without --volume and FLASHBLADE_PATH: a folder beside the code
+WARM = ("spearhead.warm", "services.generator.warm")  # modules whose run() compiles what the stages need
+
+
+@app.command()
+def up(
+    volume: VolumeOption = None,
+    rate: Annotated[str | None, typer.Option(help="Rows a second, or max  [50000]")] = None,
+    source: Annotated[Path | None, typer.Option(help="CSV or Parquet file to replay")] = None,
+    loop: Annotated[bool, typer.Option("--loop", help="Replay the source for ever")] = False,
+    rows: Annotated[int | None, typer.Option(help="End the traffic after so many rows")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the synthetic traffic")] = None,
+    once: Annotated[bool, typer.Option("--once", help="Exit when every row is scored and counted")] = False,
+    duration: Annotated[float | None, typer.Option(help="Stop after so many seconds")] = None,
+    prep: Annotated[int, typer.Option(help="Prep processes")] = 1,
+    inference: Annotated[int, typer.Option(help="Inference processes")] = 1,
+    model: Annotated[Path | None, typer.Option(help="Import a model folder first")] = None,
+    no_train: Annotated[bool, typer.Option("--no-train", help="Don't train")] = False,
+    no_api: Annotated[bool, typer.Option("--no-api", help="Don't serve the API")] = False,
+    port: Annotated[int | None, typer.Option(help="Port of the API  [8000]")] = None,
+) -> None:
+    """Run the stages as processes on this host until Ctrl-C."""
+    from spearhead.console import Console  # noqa: PLC0415, the other commands don't need it
+    from spearhead.supervisor import Plan, Supervisor  # noqa: PLC0415
+
+    finite = rows is not None or (source is not None and not loop)
+    if once and not finite:
+        raise _refuse("--once needs an end: give --rows, or --source without --loop")
+    if source is None and loop:
+        raise _refuse("--loop needs --source")
+    overrides: dict[str, Any] = {
+        "FLASHBLADE_PATH": (volume or _default_volume()).expanduser().absolute(),
+        "GENERATION_RATE": rate,
+        "SOURCE": None if source is None else source.expanduser().absolute(),
+        "LOOP": "true" if loop else None,
+        "ROWS": rows,
+        "SEED": seed,
+        "PORT": port,
+        "RESULTS_RETENTION_BYTES": 0 if finite else None,  # a finite run keeps all its results
+        "RESULTS_RETENTION_SECONDS": 0 if finite else None,
+    }
+    environment = os.environ | {name: str(value) for name, value in overrides.items() if value is not None}
+    settings = _settings(environment)
+    stages = {"generator": 1, "prep": prep, "train": int(not no_train), "inference": inference, "api": int(not no_api)}
+    plan = Plan(
+        {stage: count for stage, count in stages.items() if count}, _single_threaded(environment), once, duration
+    )
+    try:
+        opened = _prepare(settings)
+        if model is not None:
+            _import_model(opened, model)
+        code = Supervisor(plan, settings, opened, Console()).run()
+    except (ConfigurationError, VolumeError) as error:
+        raise _refuse(str(error)) from error
+    raise typer.Exit(code)
+
+
+@app.command()
+def verify(volume: VolumeOption = None, as_json: JsonOption = False) -> None:
+    """Audit a volume, running or not: is every published row accounted for exactly once?"""
+    from spearhead.audit import audit  # noqa: PLC0415, only this command needs polars
+
+    try:
+        report = audit(_open(volume))
+    except VolumeError as error:
+        raise _refuse(str(error)) from error
+    typer.echo(msgspec.json.encode(report).decode() if as_json else report.text())
+    raise typer.Exit(0 if report.ok else 1)
+
+
+@app.command()
+def status(volume: VolumeOption = None, as_json: JsonOption = False) -> None:
+    """What the volume says of itself: workers, backlogs, totals, model."""
+    from spearhead.status import read_status  # noqa: PLC0415
+
+    try:
+        report = read_status(_open(volume), _settings().lease_seconds)
+    except VolumeError as error:
+        raise _refuse(str(error)) from error
+    typer.echo(msgspec.json.encode(report).decode() if as_json else report.text())
+
+
+@app.command()
+def reset(volume: VolumeOption = None) -> None:
+    """Begin anew: every total, queue and history of the volume is forgotten, models stay."""
+    try:
+        opened = _open(volume)
+        epoch = opened.raise_epoch()
+    except VolumeError as error:
+        raise _refuse(str(error)) from error
+    typer.echo(f"epoch {epoch} began on {opened.root}")
+
+
+@app.command()
+def warm() -> None:
+    """Compile the numeric kernels, so that no stage has to at its start."""
+    for name in WARM:
+        if importlib.util.find_spec(name) is not None:
+            importlib.import_module(name).run()
+
+
+def main() -> None:
+    app()
+
+
+def _default_volume() -> Path:
+    return Path(os.environ["FLASHBLADE_PATH"]) if os.environ.get("FLASHBLADE_PATH") else DEFAULT_VOLUME
+
+
+def _settings(environment: dict[str, str] | None = None) -> Settings:
+    """Settings from the environment, or from the one given, which then is this process's own."""
+    if environment is not None:
+        os.environ.update(environment)
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise _refuse(explain(error)) from error
+
+
+def _open(root: Path | None) -> Volume:
+    """An existing volume. Raises VolumeError if it is none."""
+    volume = Volume(root or _default_volume())
+    volume.epoch()
+    return volume
+
+
+def _prepare(settings: Settings) -> Volume:
+    """The volume of ``up``, made if it isn't there. Raises VolumeError."""
+    volume = Volume(settings.flashblade_path, Files(settings.fsync))
+    try:
+        volume.root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VolumeError(f"can't make the volume {volume.root}: {error.strerror}") from error
+    volume.prepare(settings.partitions)
+    return volume
+
+
+def _single_threaded(environment: dict[str, str]) -> dict[str, str]:
+    """Each stage says itself how many threads it wants: libraries must not start one per core unasked."""
+    return {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"} | environment
+
+
+def _import_model(volume: Volume, folder: Path) -> None:
+    from spearhead.model import ModelError, ModelStore  # noqa: PLC0415
+
+    try:
+        ModelStore(volume).import_folder(folder)
+    except (ModelError, OSError) as error:
+        raise ConfigurationError(f"--model {folder}: {error}") from error
+
+
+def _refuse(message: str) -> typer.Exit:
+    sys.stderr.write(f"spearhead: {' '.join(message.split())}\n")
+    return typer.Exit(EXIT_CONFIGURATION)
