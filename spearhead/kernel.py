@@ -1,0 +1,844 @@
+"""The feature kernel: one pass over rows in log order, plain loops over arrays, no Python objects.
+
+All numba code of the features is in this one file, because numba's cache looks at one file's time only.
+
+Nothing here depends on the machine: sums are integers, logarithm, sine and arc sine are written out in additions and
+multiplications (no libm, no fused operations, no ``fastmath``), so a replay on another host gives the same bytes.
+
+A *store* keeps one record of 16 words (128 bytes, two cache lines) per card or merchant, found by an open-addressing
+table, and one ring of entries per record in a shared arena:
+
+* ``table`` int64 (power of two): 0 is free, else ``hash's upper 32 bits << 32 | record number + 1``
+* ``words`` int64, and the same memory as ``ints`` (int32), ``floats`` (float64), ``singles`` (float32)
+* ``ring`` int64: blocks of a power of two of words; ``heap[0]`` is the first word never used, ``heap[k]`` the first
+  free block of 2**k words or -1, chained through the blocks' first words
+
+A card's ring holds its rows of the last 7 days, one word each: ``ms since 1970 mod 2**33 << 31 | cents << 1 | new
+merchant``. A merchant's holds its 6-hour buckets that aren't empty, two words each: ``bucket << 40 | rows << 20 |
+labelled rows`` and ``cents << 20 | frauds``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final, NamedTuple
+
+import numba as nb
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from spearhead.features import FEATURES
+
+Int64s = NDArray[np.int64]
+
+# Record layout. Words:
+WORDS: Final = 16
+KEY, LAST = 0, 1  # LAST: newest event time, us
+# int32 fields (two to a word) that both kinds of record have:
+OFFSET, SHAPE, START, LENGTH = 4, 5, 6, 7  # ring: first word, log2 of its words, oldest entry, entries
+# cards: int32, float32, int64 and float64 fields
+ROWS_24H, ROWS_1H, SMALL_1H, NEW_24H, SEEN_CATEGORIES, SEEN_ROWS = 8, 9, 10, 11, 12, 13
+LAST_LAT, LAST_LONG = 14, 15
+FIRST, CENTS_7D, CENTS_24H, CENTS_1H = 8, 9, 10, 11
+LOG_MEAN, LOG_VARIANCE, MEAN, NIGHT_SHARE = 12, 13, 14, 15
+# merchants: int32, int64 and float64 fields; FROM_x and MATURE count entries from the oldest
+FROM_24H, FROM_7D, MATURE, RISK_FROM_1D, RISK_FROM_7D, M_ROWS = 8, 9, 10, 11, 12, 13
+M_ROWS_24H, M_ROWS_7D, LABELLED_1D, FRAUDS_1D, LABELLED_7D, FRAUDS_7D, LABELLED_30D, FRAUDS_30D = range(14, 22)
+M_CENTS_7D, M_MEAN = 11, 12
+
+RECENT: Final = 32  # merchants a card remembers
+HEAP: Final = 32
+FIRST_BLOCK: Final = 3  # log2 of the words of a new ring
+CARD_ROWS_MAX: Final = 4096  # rows that a card's windows hold
+_HEAD_SHIFT: Final = 8  # SHAPE of a card: bits 0-7 log2 of its ring's words, 8-15 newest remembered merchant
+
+_MS = 1_000
+_HOUR_MS: Final = 3_600_000
+_DAY_MS: Final = 24 * _HOUR_MS
+_WEEK_MS: Final = 7 * _DAY_MS
+_DAY_US: Final = _DAY_MS * 1_000
+_TIME_MASK: Final = (1 << 33) - 1
+_CENTS_MASK: Final = (1 << 30) - 1
+_SMALL_CENTS: Final = 500
+_MEMORY: Final = 64  # a card's running means forget at 1/64 a row
+_MERCHANT_MEMORY: Final = 256
+_LOG_STD_FLOOR: Final = 0.1
+_GAP_FLOOR_S: Final = 60.0
+_SPEED_MAX: Final = 10_000.0
+
+BUCKET_US: Final = 6 * _HOUR_MS * 1_000
+_BUCKETS_DAY: Final = 4
+_LOW20: Final = (1 << 20) - 1
+_CENTS_FULL: Final = 1 << 42
+_PRIOR_FRAUDS: Final = 0.005  # one imagined row at the base rate
+
+DONE, CARDS_FULL, CARD_RING_FULL, MERCHANTS_FULL, MERCHANT_RING_FULL = range(5)
+LATE, TRUNCATED, ROWS = range(3)  # counters
+
+_BLOCK: Final = 64  # rows whose memory is fetched ahead together
+
+_F: Final = {name: place for place, name in enumerate(FEATURES)}
+(F_AMT, F_LOG_AMT, F_HOUR, F_WEEKDAY, F_NIGHT, F_WEEKEND, F_HOME_KM, F_CATEGORY, F_CITY_POP, F_AGE) = range(10)
+F_CARD: Final = _F["card_log_gap"]
+F_MERCHANT: Final = _F["merch_count_24h"]
+
+
+class Store(NamedTuple):
+    """One kind of record; see the module's text."""
+
+    table: Int64s
+    words: Int64s
+    ints: NDArray[np.int32]
+    floats: NDArray[np.float64]
+    singles: NDArray[np.float32]
+    ring: Int64s
+    heap: Int64s
+    count: Int64s  # (1,) records
+
+
+class Rows(NamedTuple):
+    """The columns of a batch that features read, n long; names of merchants as Arrow keeps a dictionary of strings."""
+
+    time: Int64s  # us since 1970
+    card: NDArray[np.uint64]
+    cents: NDArray[np.int32]
+    category: NDArray[np.uint8]
+    label: NDArray[np.int8]
+    home_lat: NDArray[np.float32]
+    home_long: NDArray[np.float32]
+    merch_lat: NDArray[np.float32]
+    merch_long: NDArray[np.float32]
+    city_pop: NDArray[np.int32]
+    dob: NDArray[np.int32]  # days since 1970
+    merchant: NDArray[np.int32]  # index into the names
+    name_offsets: NDArray[np.int32]  # (names + 1,)
+    name_bytes: NDArray[np.uint8]
+    name_hash: NDArray[np.uint64]  # (names,) 0 until first needed
+
+
+# --- arithmetic -----------------------------------------------------------------------------------------------------
+
+_LN2: Final = 0.6931471805599453
+_SQRT2: Final = 1.4142135623730951
+_HALF_PI: Final = 1.5707963267948966
+_HALF_DEGREE: Final = 0.008726646259971648  # in radians
+EARTH_KM: Final = 6371.0088  # mean radius, IUGG
+
+# Highest power first, for Horner's rule.
+_ARTANH: Final = tuple(1 / (2 * n + 1) for n in range(8, -1, -1))
+_SINE: Final = tuple((-1) ** n / math.factorial(2 * n + 1) for n in range(9, -1, -1))
+_ARCSINE: Final = tuple(math.comb(2 * n, n) / (4**n * (2 * n + 1)) for n in range(14, -1, -1))
+
+
+@nb.njit
+def ln(x: float) -> float:
+    """Natural logarithm of a normal, positive number to 1e-14: exponent, and 2 artanh((m - 1) / (m + 1)) of the rest."""
+    bits = np.float64(x).view(np.int64)
+    exponent = (bits >> 52) - 1023
+    mantissa = np.int64((bits & 0xFFFFFFFFFFFFF) | 0x3FF0000000000000).view(np.float64)
+    if mantissa > _SQRT2:
+        mantissa *= 0.5
+        exponent += 1
+    s = (mantissa - 1.0) / (mantissa + 1.0)
+    q = s * s
+    p = 0.0
+    for c in _ARTANH:
+        p = p * q + c
+    return exponent * _LN2 + 2.0 * s * p
+
+
+@nb.njit
+def sine(x: float) -> float:
+    """Sine for |x| <= pi / 2 to 1e-15 (Taylor)."""
+    q = x * x
+    p = 0.0
+    for c in _SINE:
+        p = p * q + c
+    return x * p
+
+
+@nb.njit
+def arcsine(x: float) -> float:
+    """Arc sine for 0 <= x <= 1 to 1e-10: Taylor up to 1/2, above it by the half angle."""
+    small = x <= 0.5
+    q = x * x if small else (1.0 - x) * 0.5
+    p = 0.0
+    for c in _ARCSINE:
+        p = p * q + c
+    return x * p if small else _HALF_PI - 2.0 * math.sqrt(q) * p
+
+
+@nb.njit
+def distance_km(lat1: float, long1: float, lat2: float, long2: float) -> float:
+    """Great-circle distance of two places in degrees (haversine formula), km."""
+    turn = long2 - long1
+    if turn > 180.0:
+        turn -= 360.0
+    elif turn < -180.0:
+        turn += 360.0
+    s1 = sine((lat2 - lat1) * _HALF_DEGREE)
+    s2 = sine(turn * _HALF_DEGREE)
+    cosines = sine(_HALF_PI - abs(lat1) * 2.0 * _HALF_DEGREE) * sine(_HALF_PI - abs(lat2) * 2.0 * _HALF_DEGREE)
+    return 2.0 * EARTH_KM * arcsine(math.sqrt(min(max(s1 * s1 + cosines * s2 * s2, 0.0), 1.0)))
+
+
+@nb.njit
+def mix(x: np.uint64) -> np.uint64:
+    """splitmix64's finaliser: every bit of ``x`` moves every bit of the hash."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+@nb.njit
+def name_key(rows: Rows, code: int) -> np.uint64:
+    """64-bit hash of a merchant's name, never 0 (FNV-1a, mixed); computed once per batch and name."""
+    h = rows.name_hash[code]
+    if h == np.uint64(0):
+        h = np.uint64(0xCBF29CE484222325)
+        for i in range(rows.name_offsets[code], rows.name_offsets[code + 1]):
+            h = (h ^ np.uint64(rows.name_bytes[i])) * np.uint64(0x100000001B3)
+        h = mix(h)
+        if h == np.uint64(0):
+            h = np.uint64(1)
+        rows.name_hash[code] = h
+    return h
+
+
+# --- stores ---------------------------------------------------------------------------------------------------------
+
+
+@intrinsic  # type: ignore[misc]
+def _fetch(typingctx: Any, array: Any, index: Any) -> Any:
+    """Ask the CPU to bring ``array[index]`` near; no effect but speed, and any index is safe."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = cgutils.create_struct_proxy(signature.args[0])(context, builder, value=args[0]).data
+        place = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(8).as_pointer())
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [place, number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return nb.types.void(array, nb.intp), codegen
+
+
+@nb.njit
+def _find(store: Store, key: int, hashed: np.uint64) -> int:
+    """Record number of ``key`` or -1."""
+    mask = len(store.table) - 1
+    tag = np.int64(hashed >> np.uint64(32))
+    place = np.int64(hashed) & mask
+    while store.table[place] != 0:
+        entry = store.table[place]
+        record = (entry & 0xFFFFFFFF) - 1
+        if (entry >> 32) & 0xFFFFFFFF == tag and store.words[record * WORDS + KEY] == key:
+            return record
+        place = (place + 1) & mask
+    return -1
+
+
+@nb.njit
+def _guess(store: Store, hashed: np.uint64) -> int:
+    """Record number that ``_find`` will look at first, by the table alone, or -1."""
+    mask = len(store.table) - 1
+    tag = np.int64(hashed >> np.uint64(32))
+    place = np.int64(hashed) & mask
+    while store.table[place] != 0:
+        entry = store.table[place]
+        if (entry >> 32) & 0xFFFFFFFF == tag:
+            return (entry & 0xFFFFFFFF) - 1
+        place = (place + 1) & mask
+    return -1
+
+
+@nb.njit
+def _enter(store: Store, record: int, hashed: np.uint64) -> None:
+    mask = len(store.table) - 1
+    place = np.int64(hashed) & mask
+    while store.table[place] != 0:
+        place = (place + 1) & mask
+    store.table[place] = np.int64((hashed >> np.uint64(32)) << np.uint64(32)) | (record + 1)
+
+
+@nb.njit(cache=True)
+def index_records(store: Store) -> None:
+    """Fill an empty table with all records."""
+    for record in range(store.count[0]):
+        _enter(store, record, mix(np.uint64(store.words[record * WORDS + KEY])))
+
+
+@nb.njit
+def _insert(store: Store, key: int, hashed: np.uint64, time: int) -> int:
+    """A new record without rows; there must be room."""
+    record = store.count[0]
+    store.count[0] += 1
+    base = record * WORDS
+    store.words[base : base + WORDS] = 0
+    store.words[base + KEY] = key
+    store.words[base + LAST] = time
+    store.ints[base * 2 + OFFSET] = -1
+    _enter(store, record, hashed)
+    return record
+
+
+@nb.njit
+def _allocate(store: Store, log2: int) -> int:
+    """First word of a free block of 2**log2 words, or -1 if the arena has none."""
+    block = store.heap[log2]
+    if block >= 0:
+        store.heap[log2] = store.ring[block]
+        return block
+    block = store.heap[0]
+    if block + (1 << log2) > len(store.ring):
+        return -1
+    store.heap[0] += 1 << log2
+    return block
+
+
+@nb.njit
+def _release(store: Store, block: int, log2: int) -> None:
+    store.ring[block] = store.heap[log2]
+    store.heap[log2] = block
+
+
+@nb.njit
+def _has_room(store: Store, record: int, width: int) -> bool:
+    """Make room for one more entry of ``width`` words in a record's ring; False if the arena must grow first."""
+    at = record * WORDS * 2
+    length, offset = store.ints[at + LENGTH], store.ints[at + OFFSET]
+    log2 = store.ints[at + SHAPE] & 0xFF
+    if offset >= 0 and (length + 1) * width <= 1 << log2:
+        return True
+    wanted = log2 + 1 if offset >= 0 else FIRST_BLOCK
+    block = _allocate(store, wanted)
+    if block < 0:
+        return False
+    if offset >= 0:
+        _unroll(store, record, width, store.ring, block)
+        _release(store, offset, log2)
+    store.ints[at + OFFSET] = block
+    store.ints[at + SHAPE] += wanted - log2
+    store.ints[at + START] = 0
+    return True
+
+
+@nb.njit
+def _unroll(store: Store, record: int, width: int, target: Int64s, first: int) -> int:
+    """Copy a record's entries, oldest first, to ``target[first:]``; the number of words."""
+    at = record * WORDS * 2
+    offset, mask = store.ints[at + OFFSET], (1 << (store.ints[at + SHAPE] & 0xFF)) - 1
+    begin = store.ints[at + START] * width
+    words = store.ints[at + LENGTH] * width
+    for i in range(words):
+        target[first + i] = store.ring[offset + ((begin + i) & mask)]
+    return words
+
+
+@nb.njit(cache=True)
+def pack_rings(store: Store, width: int, target: Int64s) -> None:
+    """All records' entries one after the other, as a checkpoint keeps them."""
+    first = 0
+    for record in range(store.count[0]):
+        first += _unroll(store, record, width, target, first)
+
+
+@nb.njit(cache=True)
+def unpack_rings(store: Store, width: int, packed: Int64s) -> bool:
+    """Give every record the smallest ring that holds its entries; False if the arena is too small."""
+    first = 0
+    for record in range(store.count[0]):
+        at = record * WORDS * 2
+        words = store.ints[at + LENGTH] * width
+        log2 = FIRST_BLOCK
+        while 1 << log2 < words:
+            log2 += 1
+        block = _allocate(store, log2)
+        if block < 0:
+            return False
+        store.ring[block : block + words] = packed[first : first + words]
+        store.ints[at + OFFSET] = block
+        store.ints[at + SHAPE] += log2 - (store.ints[at + SHAPE] & 0xFF)
+        store.ints[at + START] = 0
+        first += words
+    return True
+
+
+@nb.njit(cache=True)
+def remove_records(store: Store, recent: NDArray[np.uint32], gone: NDArray[np.bool_]) -> None:
+    """Drop the records of which ``gone`` (records,) is true; the others close up in order. Empties the table."""
+    kept = 0
+    for record in range(store.count[0]):
+        at = record * WORDS * 2
+        if gone[record]:
+            if store.ints[at + OFFSET] >= 0:
+                _release(store, store.ints[at + OFFSET], store.ints[at + SHAPE] & 0xFF)
+            continue
+        if kept < record:
+            store.words[kept * WORDS : (kept + 1) * WORDS] = store.words[record * WORDS : (record + 1) * WORDS]
+            if len(recent) > 0:
+                recent[kept * RECENT : (kept + 1) * RECENT] = recent[record * RECENT : (record + 1) * RECENT]
+        kept += 1
+    if len(recent) > 0:
+        recent[kept * RECENT : store.count[0] * RECENT] = 0
+    store.count[0] = kept
+    store.table[:] = 0
+
+
+# --- features of the row alone --------------------------------------------------------------------------------------
+
+
+@nb.njit
+def _row_alone(rows: Rows, i: int, log_amount: float, out: NDArray[np.float32]) -> bool:
+    """Features that need no history, into ``out`` (WIDTH,); whether it is night."""
+    time = rows.time[i]
+    day = time // _DAY_US
+    hour = (time - day * _DAY_US) / (_HOUR_MS * 1e3)
+    weekday = (day + 3) % 7  # 1970-01-01 was a Thursday
+    night = hour < 7.0
+    out[F_AMT] = rows.cents[i] / 100.0
+    out[F_LOG_AMT] = log_amount
+    out[F_HOUR] = hour
+    out[F_WEEKDAY] = weekday
+    out[F_NIGHT] = 1.0 if night else 0.0
+    out[F_WEEKEND] = 1.0 if weekday >= 5 else 0.0
+    out[F_HOME_KM] = distance_km(rows.home_lat[i], rows.home_long[i], rows.merch_lat[i], rows.merch_long[i])
+    out[F_CATEGORY] = rows.category[i]
+    out[F_CITY_POP] = ln(1.0 + max(rows.city_pop[i], 0))
+    out[F_AGE] = (time / _DAY_US - rows.dob[i]) / 365.2425
+    return night
+
+
+# --- a card's history -----------------------------------------------------------------------------------------------
+
+
+@nb.njit
+def _expire_card(cards: Store, record: int, now_ms: int) -> None:
+    """Drop from the three windows what is a whole window old at ``now_ms``; repeating it changes nothing."""
+    base, at = record * WORDS, record * WORDS * 2
+    last_ms = cards.words[base + LAST] // _MS
+    offset, mask = cards.ints[at + OFFSET], (1 << (cards.ints[at + SHAPE] & 0xFF)) - 1
+    newest = cards.ints[at + START] + cards.ints[at + LENGTH]  # one past it
+    while cards.ints[at + ROWS_1H] > 0:
+        entry = cards.ring[offset + ((newest - cards.ints[at + ROWS_1H]) & mask)]
+        if now_ms - last_ms + ((last_ms - (entry >> 31)) & _TIME_MASK) < _HOUR_MS:
+            break
+        cents = (entry >> 1) & _CENTS_MASK
+        cards.ints[at + ROWS_1H] -= 1
+        cards.words[base + CENTS_1H] -= cents
+        cards.ints[at + SMALL_1H] -= 1 if cents < _SMALL_CENTS else 0
+    while cards.ints[at + ROWS_24H] > 0:
+        entry = cards.ring[offset + ((newest - cards.ints[at + ROWS_24H]) & mask)]
+        if now_ms - last_ms + ((last_ms - (entry >> 31)) & _TIME_MASK) < _DAY_MS:
+            break
+        cards.ints[at + ROWS_24H] -= 1
+        cards.words[base + CENTS_24H] -= (entry >> 1) & _CENTS_MASK
+        cards.ints[at + NEW_24H] -= entry & 1
+    while cards.ints[at + LENGTH] > 0:
+        entry = cards.ring[offset + (cards.ints[at + START] & mask)]
+        if now_ms - last_ms + ((last_ms - (entry >> 31)) & _TIME_MASK) < _WEEK_MS:
+            break
+        _drop_oldest(cards, record, entry)
+
+
+@nb.njit
+def _drop_oldest(cards: Store, record: int, entry: int) -> None:
+    base, at = record * WORDS, record * WORDS * 2
+    mask = (1 << (cards.ints[at + SHAPE] & 0xFF)) - 1
+    cards.words[base + CENTS_7D] -= (entry >> 1) & _CENTS_MASK
+    cards.ints[at + START] = (cards.ints[at + START] + 1) & mask
+    cards.ints[at + LENGTH] -= 1
+
+
+@nb.njit
+def _truncate_card(cards: Store, record: int) -> None:
+    """Drop the oldest row of a card that has as many as its windows hold, from every window that it is in."""
+    base, at = record * WORDS, record * WORDS * 2
+    entry = cards.ring[cards.ints[at + OFFSET] + cards.ints[at + START]]
+    cents = (entry >> 1) & _CENTS_MASK
+    if cards.ints[at + ROWS_1H] == cards.ints[at + LENGTH]:
+        cards.ints[at + ROWS_1H] -= 1
+        cards.words[base + CENTS_1H] -= cents
+        cards.ints[at + SMALL_1H] -= 1 if cents < _SMALL_CENTS else 0
+    if cards.ints[at + ROWS_24H] == cards.ints[at + LENGTH]:
+        cards.ints[at + ROWS_24H] -= 1
+        cards.words[base + CENTS_24H] -= cents
+        cards.ints[at + NEW_24H] -= entry & 1
+    _drop_oldest(cards, record, entry)
+
+
+@nb.njit
+def _visit(cards: Store, recent: NDArray[np.uint32], record: int, merchant: np.uint64) -> bool:
+    """Put the merchant first among the card's remembered ones; whether it was not among them."""
+    shape = record * WORDS * 2 + SHAPE
+    base = record * RECENT
+    mark = max(np.uint32(merchant >> np.uint64(32)), np.uint32(1))  # 0 is an empty place
+    head = (cards.ints[shape] >> _HEAD_SHIFT) & (RECENT - 1)
+    if recent[base + head] == mark:
+        return False
+    found = -1
+    for i in range(RECENT):
+        found = i if recent[base + i] == mark else found
+    if found < 0:
+        new_head = (head - 1) & (RECENT - 1)
+        cards.ints[shape] += (new_head - head) << _HEAD_SHIFT
+        recent[base + new_head] = mark
+        return True
+    place = found
+    while place != head:
+        before = (place - 1) & (RECENT - 1)
+        recent[base + place] = recent[base + before]
+        place = before
+    recent[base + head] = mark
+    return False
+
+
+@nb.njit
+def _card_row(
+    cards: Store,
+    recent: NDArray[np.uint32],
+    record: int,
+    rows: Rows,
+    i: int,
+    merchant: np.uint64,
+    log_amount: float,
+    night: bool,
+    counters: Int64s,
+    out: NDArray[np.float32],
+) -> None:
+    """Features of row ``i`` from its card's history, which then holds the row. Its ring has room and is expired."""
+    base, at = record * WORDS, record * WORDS * 2
+    words, ints, floats, singles = cards.words, cards.ints, cards.floats, cards.singles
+    time = rows.time[i]
+    seen = ints[at + SEEN_ROWS]
+    if seen == 0:
+        words[base + FIRST] = time
+    gap_us = time - words[base + LAST]
+    if gap_us < 0:
+        counters[LATE] += 1
+        gap_us = 0
+    now = words[base + LAST] + gap_us
+    words[base + LAST] = now
+    cents = np.int64(rows.cents[i])
+    new_merchant = 1 if _visit(cards, recent, record, merchant) else 0
+
+    if ints[at + LENGTH] == CARD_ROWS_MAX:
+        counters[TRUNCATED] += 1
+        _truncate_card(cards, record)
+    mask = (1 << (ints[at + SHAPE] & 0xFF)) - 1
+    place = ints[at + OFFSET] + ((ints[at + START] + ints[at + LENGTH]) & mask)
+    cards.ring[place] = ((now // _MS) & _TIME_MASK) << 31 | cents << 1 | new_merchant
+    ints[at + LENGTH] += 1
+    ints[at + ROWS_24H] += 1
+    ints[at + ROWS_1H] += 1
+    words[base + CENTS_7D] += cents
+    words[base + CENTS_24H] += cents
+    words[base + CENTS_1H] += cents
+    ints[at + SMALL_1H] += 1 if cents < _SMALL_CENTS else 0
+    ints[at + NEW_24H] += new_merchant
+
+    n1, n24, n7 = ints[at + ROWS_1H], ints[at + ROWS_24H], ints[at + LENGTH]
+    sum1, sum24, sum7 = words[base + CENTS_1H] / 100.0, words[base + CENTS_24H] / 100.0, words[base + CENTS_7D] / 100.0
+    out[F_CARD + 0] = ln(1.0 + gap_us * 1e-6) if seen > 0 else -1.0
+    out[F_CARD + 1] = n1
+    out[F_CARD + 2] = n24
+    out[F_CARD + 3] = n7
+    out[F_CARD + 4] = sum1
+    out[F_CARD + 5] = sum24
+    out[F_CARD + 6] = sum7
+    out[F_CARD + 7] = sum1 / n1
+    out[F_CARD + 8] = sum24 / n24
+    out[F_CARD + 9] = sum7 / n7
+
+    amount = cents / 100.0
+    std = math.sqrt(floats[base + LOG_VARIANCE])
+    days = (now - words[base + FIRST]) / _DAY_US
+    out[F_CARD + 10] = (log_amount - floats[base + LOG_MEAN]) / max(std, _LOG_STD_FLOOR) if seen >= 2 else 0.0
+    out[F_CARD + 11] = amount / max(floats[base + MEAN], 0.01) if seen > 0 else 1.0
+    out[F_CARD + 12] = n24 * max(days, 1.0) / (seen + 1.0)
+    km = 0.0
+    if seen > 0:
+        km = distance_km(singles[at + LAST_LAT], singles[at + LAST_LONG], rows.merch_lat[i], rows.merch_long[i])
+    out[F_CARD + 13] = km
+    out[F_CARD + 14] = min(km * 3600.0 / max(gap_us * 1e-6, _GAP_FLOOR_S), _SPEED_MAX)
+    category = 1 << (rows.category[i] & 31)
+    out[F_CARD + 15] = new_merchant
+    out[F_CARD + 16] = ints[at + NEW_24H]
+    out[F_CARD + 17] = 0.0 if ints[at + SEEN_CATEGORIES] & category else 1.0
+    out[F_CARD + 18] = ints[at + SMALL_1H]
+    out[F_CARD + 19] = days
+    out[F_CARD + 20] = floats[base + NIGHT_SHARE]
+
+    weight = 1.0 / min(seen + 1, _MEMORY)
+    off = log_amount - floats[base + LOG_MEAN]
+    floats[base + LOG_MEAN] += off * weight
+    floats[base + LOG_VARIANCE] = (1.0 - weight) * (floats[base + LOG_VARIANCE] + off * off * weight)
+    floats[base + MEAN] += (amount - floats[base + MEAN]) * weight
+    floats[base + NIGHT_SHARE] += ((1.0 if night else 0.0) - floats[base + NIGHT_SHARE]) * weight
+    singles[at + LAST_LAT] = rows.merch_lat[i]
+    singles[at + LAST_LONG] = rows.merch_long[i]
+    ints[at + SEEN_CATEGORIES] |= category
+    ints[at + SEEN_ROWS] = min(seen, 0x7FFFFFFE) + 1
+
+
+# --- a merchant's history -------------------------------------------------------------------------------------------
+
+
+@nb.njit
+def _entry(merchants: Store, at: int, index: int) -> int:
+    """Place in the arena of a merchant's ``index``-th oldest bucket; ``at`` is its record's first int32."""
+    mask = (1 << (merchants.ints[at + SHAPE] & 0xFF)) - 1
+    return np.int64(merchants.ints[at + OFFSET]) + (((merchants.ints[at + START] + index) * 2) & mask)
+
+
+@nb.njit
+def _advance_merchant(merchants: Store, record: int, bucket: int, mature: int) -> None:
+    """Move the windows on: counts end in ``bucket``, risks before ``mature``; repeating it changes nothing."""
+    at = record * WORDS * 2
+    words, ints, ring = merchants.words, merchants.ints, merchants.ring
+    length = ints[at + LENGTH]
+    while ints[at + FROM_24H] < length:
+        place = _entry(merchants, at, ints[at + FROM_24H])
+        if ring[place] >> 40 > bucket - _BUCKETS_DAY:
+            break
+        ints[at + M_ROWS_24H] -= (ring[place] >> 20) & _LOW20
+        ints[at + FROM_24H] += 1
+    while ints[at + FROM_7D] < length:
+        place = _entry(merchants, at, ints[at + FROM_7D])
+        if ring[place] >> 40 > bucket - 7 * _BUCKETS_DAY:
+            break
+        ints[at + M_ROWS_7D] -= (ring[place] >> 20) & _LOW20
+        words[record * WORDS + M_CENTS_7D] -= ring[place + 1] >> 20
+        ints[at + FROM_7D] += 1
+    while ints[at + MATURE] < length:
+        place = _entry(merchants, at, ints[at + MATURE])
+        if ring[place] >> 40 >= mature:
+            break
+        labelled, frauds = ring[place] & _LOW20, ring[place + 1] & _LOW20
+        for field in (LABELLED_1D, LABELLED_7D, LABELLED_30D):
+            ints[at + field] += labelled
+            ints[at + field + 1] += frauds
+        ints[at + MATURE] += 1
+    _leave_risk(merchants, at, RISK_FROM_1D, LABELLED_1D, mature - _BUCKETS_DAY)
+    _leave_risk(merchants, at, RISK_FROM_7D, LABELLED_7D, mature - 7 * _BUCKETS_DAY)
+    while ints[at + LENGTH] > 0:
+        place = _entry(merchants, at, 0)
+        if ring[place] >> 40 >= mature - 30 * _BUCKETS_DAY:
+            break
+        ints[at + LABELLED_30D] -= ring[place] & _LOW20
+        ints[at + FRAUDS_30D] -= ring[place + 1] & _LOW20
+        ints[at + START] = (ints[at + START] + 1) & ((1 << ((ints[at + SHAPE] & 0xFF) - 1)) - 1)
+        ints[at + LENGTH] -= 1
+        for field in (FROM_24H, FROM_7D, MATURE, RISK_FROM_1D, RISK_FROM_7D):
+            ints[at + field] -= 1
+
+
+@nb.njit
+def _leave_risk(merchants: Store, at: int, from_field: int, labelled_field: int, oldest: int) -> None:
+    ints, ring = merchants.ints, merchants.ring
+    while ints[at + from_field] < ints[at + MATURE]:
+        place = _entry(merchants, at, ints[at + from_field])
+        if ring[place] >> 40 >= oldest:
+            break
+        ints[at + labelled_field] -= ring[place] & _LOW20
+        ints[at + labelled_field + 1] -= ring[place + 1] & _LOW20
+        ints[at + from_field] += 1
+
+
+@nb.njit
+def _needs_bucket(merchants: Store, record: int, bucket: int, cents: int) -> bool:
+    """Whether the row can't go into the newest bucket: it is of a later one, or that one's numbers are full."""
+    at = record * WORDS * 2
+    if merchants.ints[at + LENGTH] == 0:
+        return True
+    place = _entry(merchants, at, merchants.ints[at + LENGTH] - 1)
+    entry = merchants.ring[place]
+    full = (entry >> 20) & _LOW20 == _LOW20 or (merchants.ring[place + 1] >> 20) + cents >= _CENTS_FULL
+    return entry >> 40 != bucket or full
+
+
+@nb.njit
+def _add_merchant_row(merchants: Store, record: int, new_bucket: bool, bucket: int, cents: int, label: int) -> None:
+    at = record * WORDS * 2
+    ints, ring = merchants.ints, merchants.ring
+    place = _entry(merchants, at, ints[at + LENGTH] - (0 if new_bucket else 1))
+    if new_bucket:
+        ring[place] = bucket << 40
+        ring[place + 1] = 0
+        ints[at + LENGTH] += 1
+    ring[place] += (1 << 20) + (1 if label >= 0 else 0)
+    ring[place + 1] += (cents << 20) + (1 if label > 0 else 0)
+    ints[at + M_ROWS_24H] += 1
+    ints[at + M_ROWS_7D] += 1
+    merchants.words[record * WORDS + M_CENTS_7D] += cents
+
+
+@nb.njit
+def _scan_merchant(merchants: Store, record: int, bucket: int, mature: int, sums: Int64s) -> None:
+    """What the windows of a row held that is older than its merchant's newest: ``sums`` (9,), in field order."""
+    at = record * WORDS * 2
+    sums[:] = 0
+    for index in range(merchants.ints[at + LENGTH]):
+        place = _entry(merchants, at, index)
+        entry, second = merchants.ring[place], merchants.ring[place + 1]
+        age = bucket - (entry >> 40)
+        if 0 <= age < 7 * _BUCKETS_DAY:
+            sums[0] += (entry >> 20) & _LOW20 if age < _BUCKETS_DAY else 0
+            sums[1] += (entry >> 20) & _LOW20
+            sums[8] += second >> 20
+        age = mature - (entry >> 40)
+        if 1 <= age <= 30 * _BUCKETS_DAY:
+            for window, days in enumerate((1, 7, 30)):
+                if age <= days * _BUCKETS_DAY:
+                    sums[2 + 2 * window] += entry & _LOW20
+                    sums[3 + 2 * window] += second & _LOW20
+
+
+@nb.njit
+def _read_merchant(merchants: Store, record: int, sums: Int64s) -> None:
+    at = record * WORDS * 2
+    for field in range(8):
+        sums[field] = merchants.ints[at + M_ROWS_24H + field]
+    sums[8] = merchants.words[record * WORDS + M_CENTS_7D]
+
+
+@nb.njit
+def _merchant_row(
+    merchants: Store, record: int, cents: int, partitions: int, sums: Int64s, out: NDArray[np.float32]
+) -> None:
+    """Features from the merchant's windows ``sums``, which hold the row, and from the mean of its earlier rows."""
+    base, at = record * WORDS, record * WORDS * 2
+    seen, mean = merchants.ints[at + M_ROWS], merchants.floats[base + M_MEAN]
+    amount = cents / 100.0
+    out[F_MERCHANT + 0] = sums[0] * partitions
+    out[F_MERCHANT + 1] = sums[1] * partitions
+    out[F_MERCHANT + 2] = sums[8] / 100.0 / sums[1]
+    out[F_MERCHANT + 3] = amount / max(mean, 0.01) if seen > 0 else 1.0
+    out[F_MERCHANT + 4] = (sums[3] + _PRIOR_FRAUDS) / (sums[2] + 1.0)
+    out[F_MERCHANT + 5] = (sums[5] + _PRIOR_FRAUDS) / (sums[4] + 1.0)
+    out[F_MERCHANT + 6] = (sums[7] + _PRIOR_FRAUDS) / (sums[6] + 1.0)
+    out[F_MERCHANT + 7] = sums[5] * partitions
+    out[F_MERCHANT + 8] = sums[6] * partitions
+    merchants.floats[base + M_MEAN] = mean + (amount - mean) / min(seen + 1, _MERCHANT_MEMORY)
+    merchants.ints[at + M_ROWS] = min(seen, 0x7FFFFFFE) + 1
+
+
+# --- the pass -------------------------------------------------------------------------------------------------------
+
+
+@nb.njit
+def _fetch_ahead(
+    rows: Rows,
+    begin: int,
+    end: int,
+    cards: Store,
+    recent: NDArray[np.uint32],
+    merchants: Store,
+    merchant_record: NDArray[np.int32],
+    hashes: NDArray[np.uint64],
+) -> None:
+    """Hash the cards of rows ``begin`` to ``end`` and have the CPU fetch what they will touch; reads only."""
+    mask = len(cards.table) - 1
+    for i in range(begin, end):
+        h = mix(rows.card[i])
+        hashes[i - begin] = h
+        _fetch(cards.table, np.int64(h) & mask)
+    for i in range(begin, end):
+        record = _guess(cards, hashes[i - begin])
+        if record >= 0:
+            _fetch(cards.words, record * WORDS)
+            _fetch(cards.words, record * WORDS + WORDS // 2)
+            _fetch(recent, record * RECENT)
+            _fetch(recent, record * RECENT + RECENT // 2)
+        merchant = merchant_record[rows.merchant[i]]
+        if merchant >= 0:
+            _fetch(merchants.words, merchant * WORDS)
+            _fetch(merchants.words, merchant * WORDS + WORDS // 2)
+    for i in range(begin, end):
+        record = _guess(cards, hashes[i - begin])
+        if record >= 0:
+            at = record * WORDS * 2
+            offset, mask_ring = cards.ints[at + OFFSET], (1 << (cards.ints[at + SHAPE] & 0xFF)) - 1
+            start, length = cards.ints[at + START], cards.ints[at + LENGTH]
+            _fetch(cards.ring, offset + start)
+            _fetch(cards.ring, offset + ((start + length) & mask_ring))
+
+
+@nb.njit(cache=True, nogil=True)
+def advance(
+    rows: Rows,
+    begin: int,
+    cards: Store,
+    recent: NDArray[np.uint32],
+    merchants: Store,
+    cards_room: int,
+    merchants_room: int,
+    label_delay: int,
+    partitions: int,
+    counters: Int64s,
+    out: NDArray[np.float32],
+) -> tuple[int, int]:
+    """Features of rows from ``begin`` on into ``out`` (n, WIDTH), and the rows into the state.
+
+    Returns (row, status): DONE with n, or the row before which a store must get room; that row changed nothing yet
+    that doing it again would change otherwise. ``cards_room`` and ``merchants_room`` are how many records fit.
+    ``recent`` is (cards * RECENT,): per card a circle of merchants' marks, newest first. ``label_delay`` in us.
+    """
+    n = len(rows.time)
+    merchant_record = np.full(len(rows.name_hash), -1, np.int32)
+    hashes = np.empty(_BLOCK, np.uint64)
+    sums = np.empty(9, np.int64)
+    for block in range(begin, n, _BLOCK):
+        end = min(block + _BLOCK, n)
+        _fetch_ahead(rows, block, end, cards, recent, merchants, merchant_record, hashes)
+        for i in range(block, end):
+            time = rows.time[i]
+            code = rows.merchant[i]
+            name = name_key(rows, code)
+            card = _find(cards, np.int64(rows.card[i]), hashes[i - block])
+            if card < 0:
+                if cards.count[0] >= cards_room:
+                    return i, CARDS_FULL
+                card = _insert(cards, np.int64(rows.card[i]), hashes[i - block], time)
+            _expire_card(cards, card, max(time, cards.words[card * WORDS + LAST]) // _MS)
+            if cards.ints[card * WORDS * 2 + LENGTH] < CARD_ROWS_MAX and not _has_room(cards, card, 1):
+                return i, CARD_RING_FULL
+            merchant = np.int64(merchant_record[code])
+            if merchant < 0:
+                key = np.int64(name)
+                merchant = _find(merchants, key, mix(name))
+                if merchant < 0:
+                    if merchants.count[0] >= merchants_room:
+                        return i, MERCHANTS_FULL
+                    merchant = _insert(merchants, key, mix(name), time)
+                merchant_record[code] = merchant
+            clock = merchants.words[merchant * WORDS + LAST]
+            newest = max(time, clock)
+            bucket, mature = time // BUCKET_US, (time - label_delay) // BUCKET_US
+            now_bucket, now_mature = newest // BUCKET_US, (newest - label_delay) // BUCKET_US
+            cents = np.int64(rows.cents[i])
+            if time > clock:
+                _advance_merchant(merchants, merchant, now_bucket, now_mature)
+            new_bucket = _needs_bucket(merchants, merchant, now_bucket, cents)
+            if new_bucket and not _has_room(merchants, merchant, 2):
+                return i, MERCHANT_RING_FULL
+
+            log_amount = ln(1.0 + cents / 100.0)
+            night = _row_alone(rows, i, log_amount, out[i])
+            _card_row(cards, recent, card, rows, i, name, log_amount, night, counters, out[i])
+            merchants.words[merchant * WORDS + LAST] = newest
+            if bucket == now_bucket and mature == now_mature:
+                _add_merchant_row(merchants, merchant, new_bucket, now_bucket, cents, rows.label[i])
+                _read_merchant(merchants, merchant, sums)
+            else:
+                _scan_merchant(merchants, merchant, bucket, mature, sums)
+                sums[0] += 1
+                sums[1] += 1
+                sums[8] += cents
+                _add_merchant_row(merchants, merchant, new_bucket, now_bucket, cents, rows.label[i])
+            _merchant_row(merchants, merchant, cents, partitions, sums, out[i])
+    return n, DONE
