@@ -230,9 +230,9 @@ def _sum_rows(  # noqa: PLR0917
             states[s, 2] += 1
             states[s, 3] += amount
             states[s, 4] += micro
-            a = max(np.searchsorted(amount_edges, amount, side="right") - 1, 0)
-            amounts[a, 0] += 1
-            amounts[a, 1] += amount
+            range_ = np.searchsorted(amount_edges, amount, side="right") - 1
+            amounts[range_, 0] += 1
+            amounts[range_, 1] += amount
         if label[i] < 0:
             totals[0] += 1
             continue
@@ -270,7 +270,9 @@ def _aggregate(sums: Sums, scored: Scored, hours: NDArray[np.int64], producer: s
         minutes={str(scored.scored_at // MINUTE_US): total} if total.count else {},
         latency={str(b): int(sums.latency[b]) for b in np.flatnonzero(sums.latency).tolist()},
         latency_us=int(sums.totals[1]),
-        flagged_amounts={str(b): AmountBucket(*sums.amounts[b].tolist()) for b in np.flatnonzero(sums.amounts[:, 0])},
+        flagged_amounts={
+            str(b): AmountBucket(*sums.amounts[b].tolist()) for b in np.flatnonzero(sums.amounts[:, 0]).tolist()
+        },
         pending_labels={
             f"{producer}/{hours[h]}": HourOutcomes(
                 Outcomes(*sums.outcomes[h, :4].tolist()), Outcomes(*sums.outcomes[h, 4:].tolist())
@@ -279,11 +281,13 @@ def _aggregate(sums: Sums, scored: Scored, hours: NDArray[np.int64], producer: s
         },
         models={scored.model: total.count} if total.count else {},
         signals=_signals(scored),
+        first_scored_at=scored.scored_at if total.count else 0,
+        last_scored_at=scored.scored_at if total.count else 0,
     )
 
 
 def _groups(table: NDArray[np.int64], names: tuple[str, ...]) -> dict[str, Group]:
-    return {names[code]: Group(*table[code].tolist()) for code in np.flatnonzero(table[:, 0])}
+    return {names[code]: Group(*table[code].tolist()) for code in np.flatnonzero(table[:, 0]).tolist()}
 
 
 def _signals(scored: Scored) -> list[Signal]:

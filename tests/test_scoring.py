@@ -135,6 +135,7 @@ def test_aggregates_equal_a_slow_recomputation(segment):
         b: (n, sum(c for c in flagged["cents"] if str(amount_bucket(c)) == b))
         for b, n in count(amount_bucket(c) for c in flagged["cents"]).items()
     }
+    assert (got.first_scored_at, got.last_scored_at) == ((SCORED_AT, SCORED_AT) if len(table) else (0, 0))
     assert got.models == ({"v000001": len(table)} if len(table) else {})
     assert pending(got) == {
         (f"g00/{row['hour']}", row["in_sample"], row["outcome"]): row["len"]

@@ -1,0 +1,182 @@
+"""The inference stage: takes segments of features, scores them, publishes results and what they add to the ledger."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Final
+
+import msgspec
+
+from services.inference.retention import Retention
+from services.inference.watch import ModelWatch
+from spearhead import scoring
+from spearhead.aggregate import Aggregate
+from spearhead.backlog import RawHeads
+from spearhead.heartbeat import Roster
+from spearhead.hop import Claim, Hop, environmental
+from spearhead.ledger import Ledger
+from spearhead.model import Model, ModelStore
+from spearhead.segment import SUFFIX, SegmentName, write_segment
+from spearhead.settings import Settings
+from spearhead.stage import Stage
+from spearhead.timer import Timer
+from spearhead.volume import Volume
+
+BATCH_ROWS: Final = 262_144  # rows claimed at once under backlog
+RECOVER_SECONDS: Final = 2.0
+RETENTION_SECONDS: Final = 10.0
+WAITING_SECONDS: Final = 1.0  # how often the progress towards the first model is read
+AGGREGATE_SUFFIX: Final = ".json"
+_log = logging.getLogger(__name__)
+
+
+class Inference(Stage):
+    """One replica. Any number compete for the same segments; each also folds the ledger and recovers the dead."""
+
+    name: ClassVar[str] = "inference"
+
+    def __init__(self, settings: Settings, volume: Volume, worker: str) -> None:
+        super().__init__(settings, volume, worker)
+        self._roster = Roster(volume, settings.lease_seconds)
+        self._hop = Hop(volume, worker, self._roster)
+        self._ledger = Ledger(volume, settings.label_delay_us)
+        self._watch = ModelWatch(ModelStore(volume, settings.inference_threads, settings.device))
+        self._retention = Retention(
+            volume, RawHeads(volume), settings.results_retention_bytes, settings.results_retention_seconds
+        )
+        self._fold_due = Timer(settings.fold_seconds)
+        self._recover_due = Timer(RECOVER_SECONDS)
+        self._retention_due = Timer(RETENTION_SECONDS)
+        self._waiting_due = Timer(WAITING_SECONDS)
+        self._flagged = 0
+        self._rows = 0
+        self._latency_us = 0
+
+    def start(self) -> None:
+        """Compile the kernel, load the model in service, take up what dead workers left."""
+        scoring.warm()
+        self._watch.adopt()
+        self._hop.recover()
+
+    def step(self) -> int:
+        """Score the segments of one claim; keep the ledger and the topic tidy whether or not there is work."""
+        model = self._watch.model()
+        self._keep_house()
+        if model is None:
+            self._wait_for_model()
+            return 0
+        if self.state == "no_model":
+            self.state, self.detail = "idle", ""
+        rows = self._score(self._hop.claim(BATCH_ROWS), model)
+        if rows:
+            self._report(model)
+        return rows
+
+    def reset(self, epoch: int) -> None:
+        super().reset(epoch)
+        self._hop.reset(epoch)
+
+    def close(self) -> None:
+        """Nothing is held between steps; fold what is pending so that the ledger is complete."""
+        self._ledger.fold()
+        self._ledger.close()
+        self._retention.close()
+        self._roster.close()
+
+    def _score(self, claims: Sequence[Claim], model: Model) -> int:
+        """Stage all, commit and publish together: a claim that raises fails alone. Rows that count."""
+        staged: dict[str, Aggregate] = {}
+        good: list[Claim] = []
+        for position, claim in enumerate(claims):
+            try:
+                staged[claim.name] = self._stage(claim, model)
+            except MemoryError:
+                raise
+            except Exception as error:
+                if environmental(error):  # the volume's fault: give everything back and wait
+                    self._hop.release([*good, *claims[position:]])
+                    raise
+                self._hop.fail(claim, error)
+                self.dead = self._hop.dead
+                _log.warning("segment %s failed: %s: %s", claim.name, type(error).__name__, error)
+                continue
+            good.append(claim)
+        done = self._hop.finish(good) if good else []
+        for claim in done:
+            self._count(staged[claim.name])
+        return sum(claim.info.rows for claim in done)
+
+    def _stage(self, claim: Claim, model: Model) -> Aggregate:
+        """Score one segment and write its two outputs to the claim's private place."""
+        scores = model.score(scoring.feature_matrix(claim.batch))
+        scored, aggregate = scoring.decide(
+            claim.batch,
+            scores,
+            producer=_producer(claim.name),
+            threshold=self.settings.fraud_threshold,
+            train_end=model.train_end,
+            scored_at=time.time_ns() // 1000,
+            model=model.version,
+        )
+        write_segment(self.files, self._hop.staged(claim, SUFFIX), scoring.results(scored), claim.info)
+        self.files.create(self._hop.staged(claim, AGGREGATE_SUFFIX), msgspec.json.encode(aggregate))
+        return aggregate
+
+    def _count(self, aggregate: Aggregate) -> None:
+        self._rows += aggregate.count
+        self._flagged += aggregate.flagged
+        self._latency_us += aggregate.latency_us
+
+    def _keep_house(self) -> None:
+        if self._recover_due.due():
+            self._hop.recover()
+            self.dead = self._hop.dead
+            self._share_folding()
+        if self._fold_due.due():
+            self._ledger.fold()
+        if self._retention_due.due():
+            self._retention.prune(self.epoch)
+
+    def _share_folding(self) -> None:
+        """The more replicas, the less often each folds: the ledger is as fresh, and they rarely collide."""
+        replicas = sum(heartbeat.stage == self.name for heartbeat in self._roster.alive().values())
+        self._fold_due.seconds = self.settings.fold_seconds * max(1, replicas)
+
+    def _wait_for_model(self) -> None:
+        """Say why nothing is scored; features wait in the queue meanwhile."""
+        self.state = "no_model"
+        if not self._waiting_due.due():
+            return
+        self.figures["model_version"] = None
+        self.figures["model_load_errors"] = self._watch.errors
+        if self._watch.error:
+            self.detail = f"no model: {self._watch.error}"
+            return
+        trainers = [heartbeat for heartbeat in self._roster.alive().values() if heartbeat.stage == "train"]
+        self.detail = _progress(trainers[0].figures) if trainers else "no model yet, and no trainer is running"
+
+    def _report(self, model: Model) -> None:
+        self.figures.update(
+            model_version=model.version,
+            model_load_errors=self._watch.errors,
+            model_error=self._watch.error,
+            rows_scored=self._rows,
+            flagged=self._flagged,
+            latency_ms=self._latency_us / self._rows / 1000 if self._rows else None,
+        )
+
+
+def _progress(figures: Mapping[str, float | int | str | None]) -> str:
+    matured, needed, reason = (figures.get(key) for key in ("matured_rows", "needed_rows", "cannot_train"))
+    if matured is None or needed is None:
+        return "no model yet"
+    return f"no model yet: {matured} of {needed} matured rows" + (f" ({reason})" if reason else "")
+
+
+def _producer(segment: str) -> str:
+    name = SegmentName.parse(segment)
+    if name is None:
+        raise ValueError(f"{segment} is not a segment's name")
+    return name.producer

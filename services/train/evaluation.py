@@ -1,0 +1,137 @@
+"""How good scores are: figures of weighted, labelled rows. A figure that is not defined is None, never a number.
+
+Arrays: ``label`` bool or int (n,), ``score`` float (n,), ``weight`` float (n,) positive, source rows a row stands for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+CURVE_POINTS: Final = 200
+THRESHOLDS: Final = tuple(round(0.01 * i, 2) for i in range(1, 100))
+
+
+class Ranking(NamedTuple):
+    """Weights caught at each distinct score, highest score first. All arrays are (k,)."""
+
+    scores: Floats
+    tp: Floats  # weight of the frauds that score at least this
+    fp: Floats
+
+
+def rank(label: NDArray[Any], score: NDArray[Any], weight: NDArray[Any]) -> Ranking:
+    """Cumulative weights by falling score; equal scores are one point."""
+    order = np.argsort(-score, kind="stable")
+    ranked = np.asarray(score, np.float64)[order]
+    fraud = (np.asarray(label)[order] > 0) * np.asarray(weight, np.float64)[order]
+    genuine = np.asarray(weight, np.float64)[order] - fraud
+    last = np.flatnonzero(np.append(np.diff(ranked) != 0, True)) if len(ranked) else np.empty(0, np.intp)
+    return Ranking(ranked[last], np.cumsum(fraud)[last], np.cumsum(genuine)[last])
+
+
+def average_precision(ranking: Ranking) -> float | None:
+    """Mean precision over the recalls reached: sum of (R_k - R_k-1) P_k. None without fraud."""
+    if len(ranking.tp) == 0 or ranking.tp[-1] == 0:
+        return None
+    precision = ranking.tp / (ranking.tp + ranking.fp)
+    return float(np.sum(np.diff(ranking.tp, prepend=0.0) * precision) / ranking.tp[-1])
+
+
+def auc(ranking: Ranking) -> float | None:
+    """Area under the ROC curve, ties counted half. None if a class is missing."""
+    if len(ranking.tp) == 0 or ranking.tp[-1] == 0 or ranking.fp[-1] == 0:
+        return None
+    tp, fp = np.append(0.0, ranking.tp), np.append(0.0, ranking.fp)
+    return float(np.sum(np.diff(fp) * (tp[1:] + tp[:-1]) / 2) / (tp[-1] * fp[-1]))
+
+
+def pr_curve(ranking: Ranking) -> list[dict[str, float]]:
+    """Points of the precision-recall curve, evenly spread over recall, for a plot. Empty without fraud."""
+    if len(ranking.tp) == 0 or ranking.tp[-1] == 0:
+        return []
+    recall = ranking.tp / ranking.tp[-1]
+    picked = np.unique(np.searchsorted(recall, np.linspace(0, 1, CURVE_POINTS)).clip(max=len(recall) - 1))
+    precision = ranking.tp / (ranking.tp + ranking.fp)
+    return [
+        {"threshold": float(ranking.scores[i]), "recall": float(recall[i]), "precision": float(precision[i])}
+        for i in picked
+    ]
+
+
+def at_threshold(
+    threshold: float, label: NDArray[Any], score: NDArray[Any], weight: NDArray[Any], cents: NDArray[Any]
+) -> dict[str, float | None]:
+    """Figures of flagging every row whose score, as a double, is at least ``threshold``."""
+    flagged, fraud = np.asarray(score, np.float64) >= threshold, np.asarray(label) > 0
+    weight = np.asarray(weight, np.float64)
+    dollars = weight * cents / 100
+    tp, fp = float(weight[flagged & fraud].sum()), float(weight[flagged & ~fraud].sum())
+    fn, tn = float(weight[~flagged & fraud].sum()), float(weight[~flagged & ~fraud].sum())
+    return {
+        "threshold": threshold,
+        "precision": _ratio(tp, tp + fp),
+        "recall": _ratio(tp, tp + fn),
+        "false_positive_rate": _ratio(fp, fp + tn),
+        "alerts_per_million": _ratio(1e6 * (tp + fp), tp + fp + tn + fn),
+        "tp": tp,
+        "fp": fp,
+        "tn": tn,
+        "fn": fn,
+        "fraud_dollars_caught": float(dollars[flagged & fraud].sum()),
+        "fraud_dollars_missed": float(dollars[~flagged & fraud].sum()),
+    }
+
+
+def threshold_table(
+    operating: float, label: NDArray[Any], score: NDArray[Any], weight: NDArray[Any], cents: NDArray[Any]
+) -> list[dict[str, float | None]]:
+    """``at_threshold`` for every hundredth and the operating point; empty without rows."""
+    if len(score) == 0:
+        return []
+    return [at_threshold(t, label, score, weight, cents) for t in sorted({*THRESHOLDS, operating})]
+
+
+def by_scenario(
+    names: Sequence[str], scenario: NDArray[Any], label: NDArray[Any], score: NDArray[Any], weight: NDArray[Any]
+) -> dict[str, float | None]:
+    """Average precision of finding each scenario's frauds among all genuine rows; None where a scenario has none."""
+    genuine = np.asarray(label) <= 0
+    found: dict[str, float | None] = {}
+    for code, name in enumerate(names[1:], start=1):  # 0 is "none": frauds of a file that names no scenario
+        rows = genuine | ((scenario == code) & ~genuine)
+        found[name] = average_precision(rank(label[rows], score[rows], weight[rows]))
+    return found
+
+
+def summary(label: NDArray[Any], score: NDArray[Any], weight: NDArray[Any]) -> dict[str, float | None]:
+    """Average precision, AUC and mean log loss."""
+    ranking = rank(label, score, weight)
+    return {
+        "average_precision": average_precision(ranking),
+        "auc": auc(ranking),
+        "logloss": _logloss(label, score, weight),
+    }
+
+
+def importances(gains: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
+    """Each feature's share of the total gain, largest first; a feature no tree uses has 0."""
+    total = sum(gains.values())
+    shares = {name: gains.get(name, 0.0) / total if total else 0.0 for name in names}
+    return dict(sorted(shares.items(), key=lambda item: -item[1]))
+
+
+def _logloss(label: NDArray[Any], score: NDArray[Any], weight: NDArray[Any]) -> float | None:
+    if len(score) == 0:
+        return None
+    p = np.clip(np.asarray(score, np.float64), 1e-7, 1 - 1e-7)
+    losses = -np.where(np.asarray(label) > 0, np.log(p), np.log1p(-p))
+    return float(np.average(losses, weights=weight))
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None

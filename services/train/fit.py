@@ -1,0 +1,248 @@
+"""From matured rows to a model and its figures: split by event time, boosted trees, early stopping, evaluation.
+
+Same rows, settings and seed give the same model, byte for byte.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import xgboost as xgb
+from numpy.typing import NDArray
+
+from services.train import evaluation
+from spearhead.model import Artifact, Part, Window
+from spearhead.schema import SCENARIOS
+
+TRAIN_SHARE: Final = 0.6
+VALID_SHARE: Final = 0.2  # the rest, latest in event time, is the test part
+MAX_ROUNDS: Final = 100  # scoring costs what the trees cost
+PATIENCE: Final = 20  # rounds without a better average precision on the validation part
+CURVE_ROWS: Final = 20_000  # training rows that the training curve is measured on
+ROUNDS_UNCHECKED: Final = 50  # where the validation part has no fraud to stop by
+
+
+class Rows(NamedTuple):
+    """Matured, labelled rows. All arrays (n, ...), ascending in event time."""
+
+    event_time: NDArray[np.int64]  # us since 1970
+    cents: NDArray[np.int32]
+    category: NDArray[np.uint8]
+    label: NDArray[np.int8]  # 1 fraud, 0 genuine
+    scenario: NDArray[np.int8]
+    weight: NDArray[np.float32]  # source rows that a row stands for
+    features: NDArray[np.float32]  # (n, width)
+
+    def take(self, rows: slice) -> Rows:
+        return Rows(*(column[rows] for column in self))
+
+    @property
+    def frauds(self) -> int:
+        return int((self.label > 0).sum())
+
+
+def in_order(rows: Rows) -> Rows:
+    """The rows ascending in event time; ties by what they hold, so that the order of files has no say."""
+    order = np.lexsort((rows.features[:, 0], rows.category, rows.cents, rows.event_time))
+    return Rows(*(column[order] for column in rows))
+
+
+class CannotTrainError(ValueError):
+    """These rows make no model; the message says why."""
+
+
+class CancelledError(RuntimeError):
+    """The training was told to stop."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a training depends on besides its rows."""
+
+    names: Sequence[str]  # of the feature columns
+    stateless: Sequence[str]  # those of them that need no history
+    threshold: float
+    seed: int = 1
+    threads: int = 1
+    device: str = "cpu"
+    cancelled: Callable[[], bool] = lambda: False
+
+
+class Split(NamedTuple):
+    train: slice
+    valid: slice
+    test: slice
+
+
+def split(rows: Rows) -> Split:
+    """Three parts, each later in event time than the one before; rows of one time stay together.
+
+    Where the first part would lack a class, everything is training and the other two are empty.
+    Raises CannotTrainError if all rows lack one.
+    """
+    n = len(rows.label)
+    if rows.frauds in {0, n}:
+        missing = "fraudulent" if rows.frauds == 0 else "genuine"
+        raise CannotTrainError(f"none of the {n} matured rows is {missing}")
+    first = _later(rows.event_time, int(n * TRAIN_SHARE))
+    second = max(first, _later(rows.event_time, int(n * (TRAIN_SHARE + VALID_SHARE))))
+    if not 0 < rows.take(slice(0, first)).frauds < first:
+        return Split(slice(0, n), slice(n, n), slice(n, n))
+    return Split(slice(0, first), slice(first, second), slice(second, n))
+
+
+def fit(rows: Rows, options: Options) -> Artifact:
+    """Train and evaluate. ``rows`` as ``in_order`` gives them.
+
+    The model in the artifact is the one that was evaluated: trees grown on the first part, stopped by the second,
+    judged on the third. Raises CannotTrainError, and CancelledError when ``options.cancelled`` says so.
+    """
+    began = time.perf_counter()
+    parts = split(rows)
+    booster, curves = _grow(rows, parts, list(range(len(options.names))), options)
+    test = rows.take(parts.test)
+    scores = predict(booster, test.features)
+    thresholds = evaluation.threshold_table(options.threshold, test.label, scores, test.weight, test.cents)
+    figures = _figures(test, scores, options) | {
+        "stateless": _stateless(rows, parts, options),
+        "rows": len(rows.label),
+        "source_rows": float(rows.weight.sum(dtype=np.float64)),
+        "frauds": rows.frauds,
+        "base_rate": float(np.average(rows.label > 0, weights=rows.weight)),
+        "trees": booster.num_boosted_rounds(),
+        "curves": curves,
+        "importances": evaluation.importances(booster.get_score(importance_type="total_gain"), options.names),
+        "train_seconds": time.perf_counter() - began,
+    }
+    return Artifact(booster, _window(rows, parts), figures, thresholds, parameters(options))
+
+
+def predict(booster: xgb.Booster, features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scores (n,) of features (n, width)."""
+    if len(features) == 0:
+        return np.empty(0, np.float32)
+    scores: NDArray[np.float32] = booster.inplace_predict(np.ascontiguousarray(features), validate_features=False)
+    return scores
+
+
+def parameters(options: Options) -> dict[str, Any]:
+    """XGBoost's parameters, each with its reason in docs/decisions/0007-model-and-training.md."""
+    return {
+        "objective": "binary:logistic",
+        "eval_metric": ["logloss", "aucpr"],
+        "tree_method": "hist",
+        "device": options.device,
+        "max_depth": 6,
+        "learning_rate": 0.1,
+        "max_bin": 512,
+        "base_score": 0.5,
+        "min_child_weight": 1.0,
+        "reg_lambda": 1.0,
+        "seed": options.seed,
+        "nthread": options.threads,
+    }
+
+
+def _later(event_time: NDArray[np.int64], row: int) -> int:
+    """The first row whose event time is later than that of the row before ``row``."""
+    return int(np.searchsorted(event_time, event_time[row - 1], side="right")) if row else 0
+
+
+def _grow(
+    rows: Rows, parts: Split, columns: list[int], options: Options
+) -> tuple[xgb.Booster, dict[str, dict[str, list[float]]]]:
+    """Trees on the training part, at most MAX_ROUNDS, the best by average precision on the validation part."""
+    parameter = parameters(options)
+    names = [options.names[i] for i in columns]
+    train = _matrix(rows.take(parts.train), columns, names, parameter)
+    curve_rows = slice(
+        parts.train.start, parts.train.stop, max(1, (parts.train.stop - parts.train.start) // CURVE_ROWS)
+    )
+    evals = [(_matrix(rows.take(curve_rows), columns, names, parameter, train), "train")]
+    stop: list[xgb.callback.TrainingCallback] = [_Cancel(options.cancelled)]
+    valid_rows = rows.take(parts.valid)
+    checked = 0 < valid_rows.frauds < len(valid_rows.label)
+    if checked:
+        evals.append((_matrix(valid_rows, columns, names, parameter, train), "valid"))
+        stop.append(
+            xgb.callback.EarlyStopping(
+                rounds=PATIENCE, metric_name="aucpr", data_name="valid", maximize=True, save_best=True
+            )
+        )
+    curves: dict[str, dict[str, list[float]]] = {}
+    booster = xgb.train(
+        parameter,
+        train,
+        num_boost_round=MAX_ROUNDS if checked else ROUNDS_UNCHECKED,
+        evals=evals,
+        evals_result=curves,
+        callbacks=stop,
+        verbose_eval=False,
+    )
+    if options.cancelled():
+        raise CancelledError
+    return booster, curves
+
+
+def _matrix(
+    rows: Rows, columns: list[int], names: list[str], parameter: dict[str, Any], ref: xgb.DMatrix | None = None
+) -> xgb.QuantileDMatrix:
+    whole = len(columns) == rows.features.shape[1]
+    return xgb.QuantileDMatrix(
+        rows.features if whole else rows.features[:, columns],
+        rows.label,
+        weight=rows.weight / rows.weight.mean(dtype=np.float64),
+        feature_names=names,
+        max_bin=parameter["max_bin"],
+        nthread=parameter["nthread"],
+        ref=ref,
+    )
+
+
+class _Cancel(xgb.callback.TrainingCallback):
+    def __init__(self, cancelled: Callable[[], bool]) -> None:
+        super().__init__()
+        self._cancelled = cancelled
+
+    def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
+        return self._cancelled()
+
+
+def _figures(test: Rows, scores: NDArray[np.float32], options: Options) -> dict[str, Any]:
+    """What the test part says."""
+    ranking = evaluation.rank(test.label, scores, test.weight)
+    return evaluation.summary(test.label, scores, test.weight) | {
+        "by_scenario": evaluation.by_scenario(SCENARIOS, test.scenario, test.label, scores, test.weight),
+        "pr_curve": evaluation.pr_curve(ranking),
+        "at_threshold": evaluation.at_threshold(options.threshold, test.label, scores, test.weight, test.cents)
+        if len(scores)
+        else None,
+        "test_rows": len(scores),
+        "test_frauds": test.frauds,
+        "test_base_rate": float(np.average(test.label > 0, weights=test.weight)) if len(scores) else None,
+    }
+
+
+def _stateless(rows: Rows, parts: Split, options: Options) -> dict[str, Any]:
+    """The same training on the same rows without history, for comparison: what is history worth?"""
+    columns = [i for i, name in enumerate(options.names) if name in set(options.stateless)]
+    booster, _ = _grow(rows, parts, columns, options)
+    test = rows.take(parts.test)
+    scores = predict(booster, test.features[:, columns])
+    return evaluation.summary(test.label, scores, test.weight) | {"features": len(columns)}
+
+
+def _window(rows: Rows, parts: Split) -> Window:
+    train, valid, test = (_part(rows.take(part)) for part in parts)
+    seen = [part.end for part in (train, valid) if part]
+    return Window(train=train, valid=valid, test=test, fit_end=max(seen), train_end=int(rows.event_time[-1]))
+
+
+def _part(rows: Rows) -> Part | None:
+    if len(rows.label) == 0:
+        return None
+    return Part(start=int(rows.event_time[0]), end=int(rows.event_time[-1]), rows=len(rows.label), frauds=rows.frauds)

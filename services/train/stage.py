@@ -1,0 +1,248 @@
+"""The training stage: follows training-queue, retrains on matured rows, puts a model that is better into service."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Final, NamedTuple
+
+from services.train.fit import CancelledError, CannotTrainError, Options, Rows, fit
+from services.train.job import Job
+from services.train.promotion import Verdict, judge
+from services.train.sample import Sample
+from spearhead.backlog import Backlog, Head, RawHeads
+from spearhead.features import FEATURES, STATELESS, WIDTH
+from spearhead.model import Artifact, Model, ModelError, ModelStore
+from spearhead.settings import Settings
+from spearhead.stage import Stage
+from spearhead.timer import Timer
+from spearhead.volume import Volume
+
+LOOK_SECONDS: Final = 0.25
+RETRY_SECONDS: Final = (5.0, 300.0)  # wait after a training that failed: first and longest
+NICENESS: Final = {"inference": 19, "balanced": 10, "training": 0}
+Cancelled = Callable[[], bool]
+_log = logging.getLogger(__name__)
+
+
+class Trained(NamedTuple):
+    """What a job brings."""
+
+    artifact: Artifact
+    verdict: Verdict
+    rows: int
+
+
+class Train(Stage):
+    """One trainer a volume. A second does no harm: both publish versions, the pointer says which one serves."""
+
+    name: ClassVar[str] = "train"
+
+    def __init__(self, settings: Settings, volume: Volume, worker: str) -> None:
+        super().__init__(settings, volume, worker)
+        self._store = ModelStore(volume, settings.train_threads)
+        self._heads = RawHeads(volume)
+        self._backlog = Backlog(volume)
+        self._sample = Sample(volume, self.epoch, WIDTH)
+        self._look_due = Timer(LOOK_SECONDS)
+        self._job: Job[Trained] | None = None
+        self._job_epoch = self.epoch
+        self._failures = 0
+        self._retry_at = 0.0
+        self._trained_at = time.monotonic()  # when the last training began, or this process
+        self._trained_matured = 0.0  # source rows that had matured when the last training began
+        self._ended = False  # every source has ended and all its rows are in the sample
+
+    def start(self) -> None:
+        """Put weights that lie in ``models/`` into service; a volume that has some does not wait for a first model."""
+        self._adopt()
+        self._show(0.0, None)
+
+    def step(self) -> int:
+        """Look at the queue, start a training when one is due, publish one that is done; rows that it was made of."""
+        if not self._look_due.due():
+            return 0
+        heads, matured = self._look()
+        if self._job is not None:
+            return self._finish(self._job) if self._job.done else 0
+        in_service = self._in_service()
+        self._show(matured, in_service)
+        if self._is_due(matured, in_service):
+            self._begin(heads, matured, in_service)
+        return 0
+
+    def reset(self, epoch: int) -> None:
+        """Forget the sample; models stay, a training of the old epoch does not count."""
+        super().reset(epoch)
+        self._sample = Sample(self.volume, epoch, WIDTH)
+        self._trained_matured = 0.0
+        self._ended = False
+        self.figures.update(cannot_train=None, source_ended=0)
+        if self._job is not None:
+            self._job.cancel()
+
+    def close(self) -> None:
+        """End a training that runs: it is made again from the same rows."""
+        if self._job is not None:
+            self._job.cancel()
+            self._job.join()
+
+    # Looking
+
+    def _look(self) -> tuple[Mapping[str, Head], float]:
+        """Bring the sample up to date; the producers, and the source rows matured so far."""
+        heads = self._heads.producers(self.epoch)
+        settled = self._is_settled(heads)
+        delay = self.settings.label_delay_us
+        self._sample.refresh(heads, delay)
+        self._ended = settled
+        return heads, self._sample.matured(heads, delay)
+
+    def _is_settled(self, heads: Mapping[str, Head]) -> bool:
+        """Whether nothing more can come into the sample: sources ended, prep through with them, its outputs published.
+
+        To be asked before the sample is refreshed: what was committed before is then among what was published.
+        """
+        if not heads or not all(head.ended for head in heads.values()) or self._backlog.raw_transactions():
+            return False
+        staged = self.volume.training / "staged"
+        return not any(self.files.list(staged / attempt) for attempt in self.files.list(staged))
+
+    def _in_service(self) -> str | None:
+        try:
+            return self._store.current()
+        except ModelError as error:
+            self.figures["model_error"] = str(error)
+            return None
+
+    def _adopt(self) -> None:
+        try:
+            self._store.adopt()
+        except ModelError as error:
+            self.figures["model_error"] = str(error)
+
+    def _show(self, matured: float, in_service: str | None) -> None:
+        needed = self.settings.train_first_rows
+        self.figures.update(
+            matured_rows=int(matured),
+            needed_rows=needed,
+            sample_rows=self._sample.rows,
+            sample_files_refused=self._sample.refused,
+            source_ended=int(self._ended),
+            model_version=in_service,
+        )
+        self.figures.setdefault("cannot_train", None)
+        if self.figures["cannot_train"]:
+            self.detail = f"cannot train: {self.figures['cannot_train']}"
+        elif in_service is None:
+            self.detail = f"first model: {int(matured)} of {needed} matured rows"
+        else:
+            self.detail = ""
+
+    # Deciding
+
+    def _is_due(self, matured: float, in_service: str | None) -> bool:
+        if time.monotonic() < self._retry_at:
+            return False
+        new = matured - self._trained_matured
+        if in_service is None:
+            return self._first_is_due(matured, new)
+        if new <= 0 or matured < self.settings.train_first_rows or self._must_yield():
+            return False
+        waited = time.monotonic() - self._trained_at
+        return new >= self.settings.train_new_rows or waited >= self.settings.train_interval_seconds
+
+    def _first_is_due(self, matured: float, new: float) -> bool:
+        """Enough rows, or all there will be; again only with other rows than those that made no model."""
+        if self.figures.get("cannot_train") and new <= 0:
+            return False
+        return matured >= self.settings.train_first_rows or self._ended
+
+    def _must_yield(self) -> bool:
+        """With priority on inference no retraining while features wait."""
+        return (
+            self.control.priority == "inference"
+            and self._backlog.features_ready() > self.settings.features_ready_warning
+        )
+
+    # Training
+
+    def _begin(self, heads: Mapping[str, Head], matured: float, in_service: str | None) -> None:
+        rows = self._sample.take(heads, self.settings.label_delay_us)
+        champion = self._champion(in_service)
+        first = in_service is None
+        modest = self.control.priority == "inference" and not first
+        settings = self.settings
+        threads = 1 if modest else settings.train_threads
+
+        def work(cancelled: Cancelled) -> Trained:
+            options = Options(
+                names=FEATURES, stateless=STATELESS, threshold=settings.fraud_threshold, seed=settings.seed,
+                threads=threads, device=settings.device, cancelled=cancelled,
+            )  # fmt: skip
+            return train(rows, options, champion)
+
+        self._trained_at, self._trained_matured = time.monotonic(), matured
+        self._job_epoch = self.epoch
+        # Nothing can be scored before the first model: it has the right of way.
+        self._job = Job(work, 0 if first else NICENESS[self.control.priority])
+        self.state, self.detail = "running", f"training on {len(rows.label)} rows, {rows.frauds} of them fraud"
+
+    def _champion(self, version: str | None) -> Model | None:
+        if version is None:
+            return None
+        try:
+            return self._store.load(version)
+        except ModelError as error:  # what can't be loaded can't be in anyone's way
+            _log.warning("model in service is unusable: %s", error)
+            self.figures["model_error"] = str(error)
+            return None
+
+    def _finish(self, job: Job[Trained]) -> int:
+        """Publish what the job made; where the disk is full it is kept and published later."""
+        try:
+            trained = job.result()
+        except CancelledError:
+            self._job = None
+            return 0
+        except CannotTrainError as error:
+            self._job = None
+            self.figures["cannot_train"] = str(error)
+            return 0
+        except Exception:
+            self._job = None
+            self._failures += 1
+            first, longest = RETRY_SECONDS
+            self._retry_at = time.monotonic() + min(first * 2 ** (self._failures - 1), longest)
+            self._trained_matured = 0.0
+            raise
+        if self._job_epoch == self.epoch:
+            self._publish(trained)
+        self._job = None
+        return trained.rows
+
+    def _publish(self, trained: Trained) -> None:
+        version = self._store.publish(trained.artifact, promote=trained.verdict.promote)
+        self._failures = 0
+        self._store.prune()
+        metrics = trained.artifact.metrics
+        self.figures.update(
+            cannot_train=None,
+            model_error=None,
+            trained_version=version,
+            promoted=int(trained.verdict.promote),
+            average_precision=metrics["average_precision"],
+            auc=metrics["auc"],
+            train_seconds=metrics["train_seconds"],
+            trainings=int(self.figures.get("trainings") or 0) + 1,
+        )
+        _log.info("model %s: average precision %s", version, metrics["average_precision"])
+
+
+def train(rows: Rows, options: Options, champion: Model | None) -> Trained:
+    """Fit, evaluate and judge against the champion."""
+    artifact = fit(rows, options)
+    verdict = judge(artifact, champion, rows)
+    artifact = artifact._replace(metrics={**artifact.metrics, "champion": verdict.figures})
+    return Trained(artifact, verdict, len(rows.label))
