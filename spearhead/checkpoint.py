@@ -68,7 +68,7 @@ class CheckpointName(NamedTuple):
 
 def write_checkpoint(files: Files, path: Path, step: CheckpointName, seqs: Mapping[str, int], arrays: Arrays) -> None:
     """Put a whole checkpoint at ``path``. Raises OSError."""
-    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     header = Header(
         epoch=step.epoch,
         step=step.step,

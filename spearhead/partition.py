@@ -69,6 +69,7 @@ class ProducerPosition(msgspec.Struct, frozen=True):
     rows: int = 0  # rows it had published up to there, those of dead segments included once known
     emitted: int = 0  # rows passed on
     rejected: int = 0  # rows set aside here
+    sampled: int = 0  # rows put into training-queue
     dead: DeadInput | None = None  # passed over last, its rows not known yet
 
 
@@ -129,6 +130,7 @@ class _Output(NamedTuple):
     info: SegmentInfo
     features: pa.RecordBatch
     training: pa.RecordBatch | None
+    sampled_before: int
     rejects: Sequence[RejectedRow]
 
 
@@ -302,6 +304,14 @@ class PartitionLog:
     def _prepare(self) -> _Step | None:
         """Read and apply the next segments; None if there is nothing to commit."""
         step = _Step(self._next_commit(), [], 0)
+        try:
+            self._fill(step)
+        except BaseException:
+            self._loaded = self._loaded and not step.outputs  # the state has taken what is not going to be committed
+            raise
+        return step if self._loaded and (step.commit.inputs or step.commit.dead) else None
+
+    def _fill(self, step: _Step) -> None:
         stuck: set[str] = set()
         for name in self._next_names():
             if name.producer in stuck:
@@ -311,12 +321,9 @@ class PartitionLog:
                 self._pass_over(step.commit, name.producer, name.seq, DeadInput(str(name), reason, tries))
             elif not self._take(step, name):
                 stuck.add(name.producer)
-                if not self._loaded:
-                    return None
-            if step.rows >= self._limits.rows:
-                break
+            if not self._loaded or step.rows >= self._limits.rows:
+                return
         self._pass_over_gaps(step.commit)
-        return step if step.commit.inputs or step.commit.dead else None
 
     def _take(self, step: _Step, name: SegmentName) -> bool:
         """Apply one segment and add what comes of it to the step; False if it could not be taken this time."""
@@ -324,24 +331,33 @@ class PartitionLog:
         try:
             batch, info = read_segment(self._ready / name.file)
             _check(batch, info, name, before)
-            self._hold(name)
-            outcome = self._work.apply(batch)
-            self._release(name)
         except SegmentError as error:
             self._failed(name, str(error))
             return False
         except FileNotFoundError as error:
             self._loaded = False
             raise LostError(f"partition {self._partition}: {name} was taken and removed by another worker") from error
-        except Exception as error:
-            # Whatever a segment makes the kernel raise must not stop the stage. The state may be half changed.
-            self._release(name)
-            self._failed(name, f"{type(error).__name__}: {error}")
-            self._loaded = False
+        self._hold(name)
+        outcome = self._apply(name, batch)
+        self._release(name)
+        if outcome is None:
             return False
         self._tries.pop(str(name), None)
         self._add(step, name, info, before, outcome)
         return True
+
+    def _apply(self, name: SegmentName, batch: pa.RecordBatch) -> Outcome | None:
+        """What a segment comes to; None if it raised, whatever it was: one segment must not stop the stage."""
+        try:
+            return self._work.apply(batch)
+        except SegmentError as error:
+            self._failed(name, str(error))
+        except MemoryError:  # not the segment's fault
+            raise
+        except Exception as error:
+            self._loaded = False  # the state may be half changed
+            self._failed(name, f"{type(error).__name__}: {error}")
+        return None
 
     def _add(
         self, step: _Step, name: SegmentName, info: SegmentInfo, before: ProducerPosition, outcome: Outcome
@@ -359,7 +375,7 @@ class PartitionLog:
             ended=info.ended,
             finite=info.finite,
         )
-        step.outputs.append(_Output(passed_on, outcome.features, training, outcome.rejects))
+        step.outputs.append(_Output(passed_on, outcome.features, training, before.sampled, outcome.rejects))
         step.rows += info.rows
         gap = info.rows_before - before.rows
         if before.dead is not None:
@@ -379,6 +395,7 @@ class PartitionLog:
             rows=info.rows_before + info.rows,
             emitted=before.emitted + emitted,
             rejected=before.rejected + rejected,
+            sampled=before.sampled + (0 if training is None else training.num_rows),
         )
 
     def _next_commit(self) -> Commit:
@@ -516,7 +533,8 @@ class PartitionLog:
         info, file = output.info, f"{output.info.name}.arrow"
         write_segment(self._files, self._private(self._volume.features) / file, output.features, info)
         if output.training is not None:
-            sample = msgspec.structs.replace(info, rows=output.training.num_rows, rows_before=0)
+            rows = output.training.num_rows
+            sample = msgspec.structs.replace(info, rows=rows, rows_before=output.sampled_before)
             write_segment(self._files, self._private(self._volume.training) / file, output.training, sample)
         if output.rejects:
             path = self._private(self._volume.raw) / f"{info.name}{PREP_SUFFIX}"

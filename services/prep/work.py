@@ -1,0 +1,59 @@
+"""What prep does with one segment: refuse bad rows, compute features from history, sample for training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from services.prep.sample import Share, newest_event_time, sample
+from services.prep.validate import validate
+from spearhead.checkpoint import Arrays
+from spearhead.features import WIDTH, History
+from spearhead.partition import Outcome
+from spearhead.schema import IDENTITY, features_schema
+from spearhead.settings import Settings
+
+SCHEMA = features_schema(WIDTH)
+
+
+class FeatureWork:
+    """``partition.Work`` over ``features.History``. ``sampling`` is whether there is a trainer to sample for."""
+
+    def __init__(self, settings: Settings, share: Share) -> None:
+        self._settings = settings
+        self.share = share
+        self.sampling = False
+        self.history = self._empty()
+
+    def _empty(self) -> History:
+        settings = self._settings
+        return History(
+            settings.card_state_max, settings.merchant_state_max, settings.label_delay_us, settings.partitions
+        )
+
+    def restore(self, arrays: Arrays | None) -> None:
+        self.history = self._empty() if arrays is None else History.restore(dict(arrays))
+
+    def arrays(self) -> Arrays:
+        return self.history.arrays()
+
+    def apply(self, batch: pa.RecordBatch) -> Outcome:
+        """Features of the good rows; the identity columns are passed on by reference."""
+        good, rejects = validate(batch)
+        return Outcome(attach(good, self.history.transform(good)), rejects)
+
+    def sample(self, features: pa.RecordBatch) -> pa.RecordBatch | None:
+        if not features.num_rows:
+            return None
+        self.share.update(features.num_rows, newest_event_time(features))
+        return sample(features, self.share.share, WIDTH) if self.sampling else None
+
+
+def attach(batch: pa.RecordBatch, features: NDArray[np.float32]) -> pa.RecordBatch:
+    """The identity columns of ``batch`` with ``features`` (n, WIDTH), of SCHEMA; nothing is copied."""
+    matrix: NDArray[Any] = np.ascontiguousarray(features, np.float32).reshape(-1)
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(matrix), WIDTH)
+    return pa.RecordBatch.from_arrays([*(batch.column(field.name) for field in IDENTITY), vectors], schema=SCHEMA)
