@@ -78,7 +78,7 @@ _PRIOR_FRAUDS: Final = 0.005  # one imagined row at the base rate
 DONE, CARDS_FULL, CARD_RING_FULL, MERCHANTS_FULL, MERCHANT_RING_FULL = range(5)
 LATE, TRUNCATED, ROWS = range(3)  # counters
 
-_BLOCK: Final = 64  # rows whose memory is fetched ahead together
+BLOCK: Final = 64  # rows whose memory is fetched ahead together
 
 _F: Final = {name: place for place, name in enumerate(FEATURES)}
 (F_AMT, F_LOG_AMT, F_HOUR, F_WEEKDAY, F_NIGHT, F_WEEKEND, F_HOME_KM, F_CATEGORY, F_CITY_POP, F_AGE) = range(10)
@@ -133,9 +133,12 @@ _SINE: Final = tuple((-1) ** n / math.factorial(2 * n + 1) for n in range(9, -1,
 _ARCSINE: Final = tuple(math.comb(2 * n, n) / (4**n * (2 * n + 1)) for n in range(14, -1, -1))
 
 
-@nb.njit
+@nb.njit(_nrt=False)
 def ln(x: float) -> float:
-    """Natural logarithm of a normal, positive number to 1e-14: exponent, and 2 artanh((m - 1) / (m + 1)) of the rest."""
+    """Natural logarithm of a normal, positive number, to 1e-14.
+
+    The exponent's, and 2 artanh((m - 1) / (m + 1)) for the mantissa m.
+    """
     bits = np.float64(x).view(np.int64)
     exponent = (bits >> 52) - 1023
     mantissa = np.int64((bits & 0xFFFFFFFFFFFFF) | 0x3FF0000000000000).view(np.float64)
@@ -150,7 +153,7 @@ def ln(x: float) -> float:
     return exponent * _LN2 + 2.0 * s * p
 
 
-@nb.njit
+@nb.njit(_nrt=False)
 def sine(x: float) -> float:
     """Sine for |x| <= pi / 2 to 1e-15 (Taylor)."""
     q = x * x
@@ -160,7 +163,7 @@ def sine(x: float) -> float:
     return x * p
 
 
-@nb.njit
+@nb.njit(_nrt=False)
 def arcsine(x: float) -> float:
     """Arc sine for 0 <= x <= 1 to 1e-10: Taylor up to 1/2, above it by the half angle."""
     small = x <= 0.5
@@ -171,7 +174,7 @@ def arcsine(x: float) -> float:
     return x * p if small else _HALF_PI - 2.0 * math.sqrt(q) * p
 
 
-@nb.njit
+@nb.njit(_nrt=False)
 def distance_km(lat1: float, long1: float, lat2: float, long2: float) -> float:
     """Great-circle distance of two places in degrees (haversine formula), km."""
     turn = long2 - long1
@@ -185,7 +188,7 @@ def distance_km(lat1: float, long1: float, lat2: float, long2: float) -> float:
     return 2.0 * EARTH_KM * arcsine(math.sqrt(min(max(s1 * s1 + cosines * s2 * s2, 0.0), 1.0)))
 
 
-@nb.njit
+@nb.njit(_nrt=False)
 def mix(x: np.uint64) -> np.uint64:
     """splitmix64's finaliser: every bit of ``x`` moves every bit of the hash."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -193,7 +196,7 @@ def mix(x: np.uint64) -> np.uint64:
     return x ^ (x >> np.uint64(31))
 
 
-@nb.njit
+@nb.njit(_nrt=False)
 def name_key(rows: Rows, code: int) -> np.uint64:
     """64-bit hash of a merchant's name, never 0 (FNV-1a, mixed); computed once per batch and name."""
     h = rows.name_hash[code]
@@ -227,7 +230,7 @@ def _fetch(typingctx: Any, array: Any, index: Any) -> Any:
     return nb.types.void(array, nb.intp), codegen
 
 
-@nb.njit
+@nb.njit(_nrt=False)
 def _find(store: Store, key: int, hashed: np.uint64) -> int:
     """Record number of ``key`` or -1."""
     mask = len(store.table) - 1
@@ -242,7 +245,7 @@ def _find(store: Store, key: int, hashed: np.uint64) -> int:
     return -1
 
 
-@nb.njit
+@nb.njit(_nrt=False)
 def _guess(store: Store, hashed: np.uint64) -> int:
     """Record number that ``_find`` will look at first, by the table alone, or -1."""
     mask = len(store.table) - 1
@@ -256,7 +259,7 @@ def _guess(store: Store, hashed: np.uint64) -> int:
     return -1
 
 
-@nb.njit
+@nb.njit(_nrt=False)
 def _enter(store: Store, record: int, hashed: np.uint64) -> None:
     mask = len(store.table) - 1
     place = np.int64(hashed) & mask
@@ -265,14 +268,14 @@ def _enter(store: Store, record: int, hashed: np.uint64) -> None:
     store.table[place] = np.int64((hashed >> np.uint64(32)) << np.uint64(32)) | (record + 1)
 
 
-@nb.njit(cache=True)
+@nb.njit(_nrt=False, cache=True)
 def index_records(store: Store) -> None:
     """Fill an empty table with all records."""
     for record in range(store.count[0]):
         _enter(store, record, mix(np.uint64(store.words[record * WORDS + KEY])))
 
 
-@nb.njit
+@nb.njit(_nrt=False)
 def _insert(store: Store, key: int, hashed: np.uint64, time: int) -> int:
     """A new record without rows; there must be room."""
     record = store.count[0]
@@ -286,7 +289,7 @@ def _insert(store: Store, key: int, hashed: np.uint64, time: int) -> int:
     return record
 
 
-@nb.njit
+@nb.njit(_nrt=False)
 def _allocate(store: Store, log2: int) -> int:
     """First word of a free block of 2**log2 words, or -1 if the arena has none."""
     block = store.heap[log2]
@@ -300,13 +303,13 @@ def _allocate(store: Store, log2: int) -> int:
     return block
 
 
-@nb.njit
+@nb.njit(_nrt=False)
 def _release(store: Store, block: int, log2: int) -> None:
     store.ring[block] = store.heap[log2]
     store.heap[log2] = block
 
 
-@nb.njit
+@nb.njit(_nrt=False)
 def _has_room(store: Store, record: int, width: int) -> bool:
     """Make room for one more entry of ``width`` words in a record's ring; False if the arena must grow first."""
     at = record * WORDS * 2
@@ -327,7 +330,7 @@ def _has_room(store: Store, record: int, width: int) -> bool:
     return True
 
 
-@nb.njit
+@nb.njit(_nrt=False)
 def _unroll(store: Store, record: int, width: int, target: Int64s, first: int) -> int:
     """Copy a record's entries, oldest first, to ``target[first:]``; the number of words."""
     at = record * WORDS * 2
@@ -339,7 +342,7 @@ def _unroll(store: Store, record: int, width: int, target: Int64s, first: int) -
     return words
 
 
-@nb.njit(cache=True)
+@nb.njit(_nrt=False, cache=True)
 def pack_rings(store: Store, width: int, target: Int64s) -> None:
     """All records' entries one after the other, as a checkpoint keeps them."""
     first = 0
@@ -347,7 +350,7 @@ def pack_rings(store: Store, width: int, target: Int64s) -> None:
         first += _unroll(store, record, width, target, first)
 
 
-@nb.njit(cache=True)
+@nb.njit(_nrt=False, cache=True)
 def unpack_rings(store: Store, width: int, packed: Int64s) -> bool:
     """Give every record the smallest ring that holds its entries; False if the arena is too small."""
     first = 0
@@ -360,7 +363,8 @@ def unpack_rings(store: Store, width: int, packed: Int64s) -> bool:
         block = _allocate(store, log2)
         if block < 0:
             return False
-        store.ring[block : block + words] = packed[first : first + words]
+        for i in range(words):
+            store.ring[block + i] = packed[first + i]
         store.ints[at + OFFSET] = block
         store.ints[at + SHAPE] += log2 - (store.ints[at + SHAPE] & 0xFF)
         store.ints[at + START] = 0
@@ -368,7 +372,7 @@ def unpack_rings(store: Store, width: int, packed: Int64s) -> bool:
     return True
 
 
-@nb.njit(cache=True)
+@nb.njit(_nrt=False, cache=True)
 def remove_records(store: Store, recent: NDArray[np.uint32], gone: NDArray[np.bool_]) -> None:
     """Drop the records of which ``gone`` (records,) is true; the others close up in order. Empties the table."""
     kept = 0
@@ -379,9 +383,11 @@ def remove_records(store: Store, recent: NDArray[np.uint32], gone: NDArray[np.bo
                 _release(store, store.ints[at + OFFSET], store.ints[at + SHAPE] & 0xFF)
             continue
         if kept < record:
-            store.words[kept * WORDS : (kept + 1) * WORDS] = store.words[record * WORDS : (record + 1) * WORDS]
+            for i in range(WORDS):
+                store.words[kept * WORDS + i] = store.words[record * WORDS + i]
             if len(recent) > 0:
-                recent[kept * RECENT : (kept + 1) * RECENT] = recent[record * RECENT : (record + 1) * RECENT]
+                for i in range(RECENT):
+                    recent[kept * RECENT + i] = recent[record * RECENT + i]
         kept += 1
     if len(recent) > 0:
         recent[kept * RECENT : store.count[0] * RECENT] = 0
@@ -392,7 +398,7 @@ def remove_records(store: Store, recent: NDArray[np.uint32], gone: NDArray[np.bo
 # --- features of the row alone --------------------------------------------------------------------------------------
 
 
-@nb.njit
+@nb.njit(_nrt=False)
 def _row_alone(rows: Rows, i: int, log_amount: float, out: NDArray[np.float32]) -> bool:
     """Features that need no history, into ``out`` (WIDTH,); whether it is night."""
     time = rows.time[i]
@@ -416,7 +422,7 @@ def _row_alone(rows: Rows, i: int, log_amount: float, out: NDArray[np.float32]) 
 # --- a card's history -----------------------------------------------------------------------------------------------
 
 
-@nb.njit
+@nb.njit(_nrt=False)
 def _expire_card(cards: Store, record: int, now_ms: int) -> None:
     """Drop from the three windows what is a whole window old at ``now_ms``; repeating it changes nothing."""
     base, at = record * WORDS, record * WORDS * 2
@@ -445,7 +451,7 @@ def _expire_card(cards: Store, record: int, now_ms: int) -> None:
         _drop_oldest(cards, record, entry)
 
 
-@nb.njit
+@nb.njit(_nrt=False)
 def _drop_oldest(cards: Store, record: int, entry: int) -> None:
     base, at = record * WORDS, record * WORDS * 2
     mask = (1 << (cards.ints[at + SHAPE] & 0xFF)) - 1
@@ -454,7 +460,7 @@ def _drop_oldest(cards: Store, record: int, entry: int) -> None:
     cards.ints[at + LENGTH] -= 1
 
 
-@nb.njit
+@nb.njit(_nrt=False)
 def _truncate_card(cards: Store, record: int) -> None:
     """Drop the oldest row of a card that has as many as its windows hold, from every window that it is in."""
     base, at = record * WORDS, record * WORDS * 2
@@ -471,7 +477,7 @@ def _truncate_card(cards: Store, record: int) -> None:
     _drop_oldest(cards, record, entry)
 
 
-@nb.njit
+@nb.njit(_nrt=False)
 def _visit(cards: Store, recent: NDArray[np.uint32], record: int, merchant: np.uint64) -> bool:
     """Put the merchant first among the card's remembered ones; whether it was not among them."""
     shape = record * WORDS * 2 + SHAPE
@@ -497,7 +503,7 @@ def _visit(cards: Store, recent: NDArray[np.uint32], record: int, merchant: np.u
     return False
 
 
-@nb.njit
+@nb.njit(_nrt=False)
 def _card_row(
     cards: Store,
     recent: NDArray[np.uint32],
@@ -588,14 +594,14 @@ def _card_row(
 # --- a merchant's history -------------------------------------------------------------------------------------------
 
 
-@nb.njit
+@nb.njit(_nrt=False)
 def _entry(merchants: Store, at: int, index: int) -> int:
     """Place in the arena of a merchant's ``index``-th oldest bucket; ``at`` is its record's first int32."""
     mask = (1 << (merchants.ints[at + SHAPE] & 0xFF)) - 1
     return np.int64(merchants.ints[at + OFFSET]) + (((merchants.ints[at + START] + index) * 2) & mask)
 
 
-@nb.njit
+@nb.njit(_nrt=False)
 def _advance_merchant(merchants: Store, record: int, bucket: int, mature: int) -> None:
     """Move the windows on: counts end in ``bucket``, risks before ``mature``; repeating it changes nothing."""
     at = record * WORDS * 2
@@ -637,7 +643,7 @@ def _advance_merchant(merchants: Store, record: int, bucket: int, mature: int) -
             ints[at + field] -= 1
 
 
-@nb.njit
+@nb.njit(_nrt=False)
 def _leave_risk(merchants: Store, at: int, from_field: int, labelled_field: int, oldest: int) -> None:
     ints, ring = merchants.ints, merchants.ring
     while ints[at + from_field] < ints[at + MATURE]:
@@ -649,7 +655,7 @@ def _leave_risk(merchants: Store, at: int, from_field: int, labelled_field: int,
         ints[at + from_field] += 1
 
 
-@nb.njit
+@nb.njit(_nrt=False)
 def _needs_bucket(merchants: Store, record: int, bucket: int, cents: int) -> bool:
     """Whether the row can't go into the newest bucket: it is of a later one, or that one's numbers are full."""
     at = record * WORDS * 2
@@ -661,7 +667,7 @@ def _needs_bucket(merchants: Store, record: int, bucket: int, cents: int) -> boo
     return entry >> 40 != bucket or full
 
 
-@nb.njit
+@nb.njit(_nrt=False)
 def _add_merchant_row(merchants: Store, record: int, new_bucket: bool, bucket: int, cents: int, label: int) -> None:
     at = record * WORDS * 2
     ints, ring = merchants.ints, merchants.ring
@@ -677,7 +683,7 @@ def _add_merchant_row(merchants: Store, record: int, new_bucket: bool, bucket: i
     merchants.words[record * WORDS + M_CENTS_7D] += cents
 
 
-@nb.njit
+@nb.njit(_nrt=False)
 def _scan_merchant(merchants: Store, record: int, bucket: int, mature: int, sums: Int64s) -> None:
     """What the windows of a row held that is older than its merchant's newest: ``sums`` (9,), in field order."""
     at = record * WORDS * 2
@@ -698,7 +704,7 @@ def _scan_merchant(merchants: Store, record: int, bucket: int, mature: int, sums
                     sums[3 + 2 * window] += second & _LOW20
 
 
-@nb.njit
+@nb.njit(_nrt=False)
 def _read_merchant(merchants: Store, record: int, sums: Int64s) -> None:
     at = record * WORDS * 2
     for field in range(8):
@@ -706,7 +712,7 @@ def _read_merchant(merchants: Store, record: int, sums: Int64s) -> None:
     sums[8] = merchants.words[record * WORDS + M_CENTS_7D]
 
 
-@nb.njit
+@nb.njit(_nrt=False)
 def _merchant_row(
     merchants: Store, record: int, cents: int, partitions: int, sums: Int64s, out: NDArray[np.float32]
 ) -> None:
@@ -730,7 +736,7 @@ def _merchant_row(
 # --- the pass -------------------------------------------------------------------------------------------------------
 
 
-@nb.njit
+@nb.njit(_nrt=False)
 def _fetch_ahead(
     rows: Rows,
     begin: int,
@@ -768,7 +774,7 @@ def _fetch_ahead(
             _fetch(cards.ring, offset + ((start + length) & mask_ring))
 
 
-@nb.njit(cache=True, nogil=True)
+@nb.njit(_nrt=False, cache=True, nogil=True)
 def advance(
     rows: Rows,
     begin: int,
@@ -780,6 +786,9 @@ def advance(
     label_delay: int,
     partitions: int,
     counters: Int64s,
+    merchant_record: NDArray[np.int32],
+    hashes: NDArray[np.uint64],
+    sums: Int64s,
     out: NDArray[np.float32],
 ) -> tuple[int, int]:
     """Features of rows from ``begin`` on into ``out`` (n, WIDTH), and the rows into the state.
@@ -789,11 +798,8 @@ def advance(
     ``recent`` is (cards * RECENT,): per card a circle of merchants' marks, newest first. ``label_delay`` in us.
     """
     n = len(rows.time)
-    merchant_record = np.full(len(rows.name_hash), -1, np.int32)
-    hashes = np.empty(_BLOCK, np.uint64)
-    sums = np.empty(9, np.int64)
-    for block in range(begin, n, _BLOCK):
-        end = min(block + _BLOCK, n)
+    for block in range(begin, n, BLOCK):
+        end = min(block + BLOCK, n)
         _fetch_ahead(rows, block, end, cards, recent, merchants, merchant_record, hashes)
         for i in range(block, end):
             time = rows.time[i]

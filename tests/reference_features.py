@@ -1,0 +1,184 @@
+"""The features once more, slowly and obviously: what ``spearhead.history`` must agree with, row for row.
+
+It keeps every row it has seen in plain lists and looks through all of them at each row; nothing is shared with the
+kernel. docs/FEATURES.md is what both are written from.
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, date, datetime
+from typing import Any, NamedTuple
+
+SECOND = 1_000_000
+HOUR = 3_600 * SECOND
+DAY = 24 * HOUR
+BUCKET = 6 * HOUR
+WINDOWS_MS = {"1h": 3_600_000, "24h": 86_400_000, "7d": 7 * 86_400_000}
+
+
+class Past(NamedTuple):
+    """A row as its card remembers it."""
+
+    ms: int
+    cents: int
+    new_merchant: bool
+
+
+class Card:
+    def __init__(self, time: int) -> None:
+        self.first = self.newest = time
+        self.rows: list[Past] = []
+        self.seen = 0
+        self.merchants: list[str] = []  # most recently visited first
+        self.categories: set[int] = set()
+        self.place: tuple[float, float] | None = None
+        self.log_mean = self.log_variance = self.mean = self.night_share = 0.0
+
+
+class Merchant:
+    def __init__(self, time: int) -> None:
+        self.newest = time
+        self.rows: list[tuple[int, int, int]] = []  # bucket, cents, label
+        self.seen = 0
+        self.mean = 0.0
+
+
+class Reference:
+    """``card_limit`` and the others as ``History`` takes them; ``row`` gives a dict of all features."""
+
+    def __init__(self, card_limit: int, merchant_limit: int, label_delay: int, partitions: int = 1) -> None:
+        self.card_limit, self.merchant_limit = card_limit, merchant_limit
+        self.label_delay, self.partitions = label_delay, partitions
+        self.cards: dict[int, Card] = {}
+        self.merchants: dict[str, Merchant] = {}
+        self.late = self.truncated = 0
+
+    def row(self, row: dict[str, Any], merchant_key: int) -> dict[str, float]:
+        """Features of one row; ``merchant_key`` settles which of two equally idle merchants is forgotten."""
+        return self.row_alone(row) | self.card_row(row) | self.merchant_row(row, merchant_key)
+
+    def row_alone(self, row: dict[str, Any]) -> dict[str, float]:
+        when = datetime.fromtimestamp(row["event_time"] // SECOND, UTC)
+        hour = row["event_time"] % DAY / HOUR
+        amount = row["amt_cents"] / 100
+        born = datetime.combine(row["dob"], datetime.min.time(), UTC).timestamp()
+        return {
+            "amt": amount,
+            "log_amt": math.log(1 + amount),
+            "hour": hour,
+            "weekday": when.weekday(),
+            "night": float(hour < 7),
+            "weekend": float(when.weekday() >= 5),
+            "home_km": kilometres((row["home_lat"], row["home_long"]), (row["merch_lat"], row["merch_long"])),
+            "category": row["category"],
+            "log_city_pop": math.log(1 + row["city_pop"]),
+            "age_years": (row["event_time"] / SECOND - born) / 86_400 / 365.2425,
+        }
+
+    def card_row(self, row: dict[str, Any]) -> dict[str, float]:
+        card = remembered(self.cards, row["card"], self.card_limit, Card, row["event_time"], signed(row["card"]))
+        gap = row["event_time"] - card.newest
+        if gap < 0:
+            self.late += 1
+            gap = 0
+        card.newest += gap
+        amount, cents = row["amt_cents"] / 100, row["amt_cents"]
+        log_amount, night = math.log(1 + amount), float(row["event_time"] % DAY < 7 * HOUR)
+        new_merchant = row["merchant"] not in card.merchants
+        card.merchants = [row["merchant"], *(name for name in card.merchants if name != row["merchant"])][:32]
+        now = card.newest // 1000
+        week = [past for past in card.rows if now - past.ms < WINDOWS_MS["7d"]]
+        self.truncated += len(week) == 4096
+        card.rows = [*week[-4095:], Past(now, cents, new_merchant)]
+        inside = {name: [past for past in card.rows if now - past.ms < ms] for name, ms in WINDOWS_MS.items()}
+        place = (row["merch_lat"], row["merch_long"])
+        moved = kilometres(card.place, place) if card.place else 0.0
+        days = (card.newest - card.first) / DAY
+        features = {
+            "card_log_gap": math.log(1 + gap / SECOND) if card.seen else -1.0,
+            **{f"card_count_{name}": len(rows) for name, rows in inside.items()},
+            **{f"card_sum_{name}": sum(past.cents for past in rows) / 100 for name, rows in inside.items()},
+            **{f"card_mean_{name}": sum(past.cents for past in rows) / 100 / len(rows) for name, rows in inside.items()},
+            "card_amt_z": (log_amount - card.log_mean) / max(math.sqrt(card.log_variance), 0.1) if card.seen > 1 else 0,
+            "card_amt_ratio": amount / max(card.mean, 0.01) if card.seen else 1.0,
+            "card_rate_ratio": len(inside["24h"]) / ((card.seen + 1) / max(days, 1.0)),
+            "card_last_km": moved,
+            "card_speed_kmh": min(moved / (max(gap / SECOND, 60) / 3600), 10_000),
+            "card_new_merchant": float(new_merchant),
+            "card_new_merchants_24h": sum(past.new_merchant for past in inside["24h"]),
+            "card_new_category": float(row["category"] not in card.categories),
+            "card_small_1h": sum(past.cents < 500 for past in inside["1h"]),
+            "card_days": days,
+            "card_night_share": card.night_share,
+        }
+        card.seen += 1
+        weight = 1 / min(card.seen, 64)
+        off = log_amount - card.log_mean
+        card.log_mean += off * weight
+        card.log_variance = (1 - weight) * (card.log_variance + off * off * weight)
+        card.mean += (amount - card.mean) * weight
+        card.night_share += (night - card.night_share) * weight
+        card.categories.add(row["category"])
+        card.place = place
+        return features
+
+    def merchant_row(self, row: dict[str, Any], key: int) -> dict[str, float]:
+        time, amount = row["event_time"], row["amt_cents"] / 100
+        merchant = remembered(self.merchants, row["merchant"], self.merchant_limit, Merchant, time, key)
+        merchant.newest = max(merchant.newest, time)
+        horizon = (merchant.newest - self.label_delay) // BUCKET - 30 * 4
+        merchant.rows = [past for past in merchant.rows if past[0] >= horizon]
+        bucket, mature = time // BUCKET, (time - self.label_delay) // BUCKET
+        recent = {days: [p[1] for p in merchant.rows if bucket - days * 4 < p[0] <= bucket] for days in (1, 7)}
+        labels = {
+            days: [p[2] for p in merchant.rows if mature - days * 4 <= p[0] < mature and p[2] >= 0]
+            for days in (1, 7, 30)
+        }
+        week = [*recent[7], row["amt_cents"]]
+        features = {
+            "merch_count_24h": (len(recent[1]) + 1) * self.partitions,
+            "merch_count_7d": len(week) * self.partitions,
+            "merch_mean_7d": sum(week) / 100 / len(week),
+            "merch_amt_ratio": amount / max(merchant.mean, 0.01) if merchant.seen else 1.0,
+            **{f"merch_risk_{days}d": (sum(known) + 0.005) / (len(known) + 1) for days, known in labels.items()},
+            "merch_frauds_7d": sum(labels[7]) * self.partitions,
+            "merch_labelled_30d": len(labels[30]) * self.partitions,
+        }
+        # A late row joins the newest bucket, so that its label counts later rather than too early.
+        merchant.rows.append((merchant.newest // BUCKET, row["amt_cents"], row["label"]))
+        merchant.seen += 1
+        merchant.mean += (amount - merchant.mean) / min(merchant.seen, 256)
+        return features
+
+
+def remembered(known: dict[Any, Any], name: Any, limit: int, kind: type, time: int, key: int) -> Any:
+    """The card or merchant; before a new one enters a full memory, a sixteenth of it goes, longest idle first."""
+    if name not in known:
+        if len(known) == limit:
+            idlest = sorted(known, key=lambda other: (known[other].newest, known[other].key))
+            for other in idlest[: max(1, limit // 16)]:
+                del known[other]
+        known[name] = kind(time)
+        known[name].key = key
+    return known[name]
+
+
+def signed(token: int) -> int:
+    return token - (1 << 64) if token >= 1 << 63 else token
+
+
+def kilometres(one: tuple[float, float], other: tuple[float, float]) -> float:
+    """Haversine distance of two (latitude, longitude) in degrees on a sphere of 6371.0088 km."""
+    (lat1, long1), (lat2, long2) = (tuple(math.radians(angle) for angle in place) for place in (one, other))
+    a = math.sin((lat2 - lat1) / 2) ** 2 + math.cos(lat1) * math.cos(lat2) * math.sin((long2 - long1) / 2) ** 2
+    return 2 * 6371.0088 * math.asin(min(1.0, math.sqrt(a)))
+
+
+def as_dicts(batch: Any) -> list[dict[str, Any]]:
+    """Rows of a batch with times as us since 1970 and the day of birth as a date."""
+    columns = {name: batch.column(name).to_pylist() for name in batch.schema.names if name != "event_time"}
+    columns["event_time"] = batch.column("event_time").cast("int64").to_pylist()
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    assert all(isinstance(row["dob"], date) for row in rows)
+    return rows
