@@ -121,35 +121,47 @@ class Hop:
         The last one may exceed ``max_rows``. A segment that went wrong before comes alone. Damaged segments are
         failed on the way and never returned. An empty list: nothing waits.
         """
-        attempt = ""
+        while (name := self._next()) is not None:
+            self._waiting.appendleft(name)
+            attempt = self._new_attempt()
+            try:
+                claims, again = self._claim(attempt, max_rows, max_segments)
+            except BaseException:
+                self._abandon([attempt])
+                raise
+            self._leave(attempt)
+            if claims or not again:
+                return claims
+        return []
+
+    def _claim(self, attempt: str, max_rows: int, max_segments: int) -> tuple[list[Claim], bool]:
+        """Claim as one attempt, up to a segment that can't be kept: it may come again, but as another attempt.
+
+        Also says whether there was one. If all that is listed belongs to others, the listing may just be stale.
+        """
+        tries = self._read_tries()
         claims: list[Claim] = []
         rows = misses = 0
-        tries: dict[str, Counter[str]] | None = None
         while rows < max_rows and len(claims) < max_segments and (name := self._next()) is not None:
-            if not attempt:
-                attempt, tries = self._new_attempt(), self._read_tries()
-            assert tries is not None
-            suspect = name in tries
-            if suspect and claims:
+            if name in tries and claims:
                 self._waiting.appendleft(name)
                 break
             if not self._take(name, attempt):
                 misses += 1
-                if misses % MISSES == 0:
+                if misses == MISSES:
                     self._waiting.clear()
+                    break
                 continue
             self._held[attempt].add(name)
             claim = self._open(name, attempt, tries.get(name, Counter()))
             if claim is None:
-                continue
+                return claims, True
             claims.append(claim)
             rows += claim.info.rows
-            if suspect:
+            if name in tries:
                 self._suspects.add(name)
                 break
-        if attempt:
-            self._leave(attempt)
-        return claims
+        return claims, False
 
     def staged(self, claim: Claim, suffix: str) -> Path:
         """Where the output of that suffix has to be written (and fsynced) before ``commit``.

@@ -276,7 +276,9 @@ class Ledger:
             name = SegmentName.parse(file.removesuffix(".json"))
             if name is not None and name.epoch < epoch:
                 self._files.remove(self._volume.pending / file)
-            elif name is not None and (name.epoch > epoch or str(name) in applied):
+            elif name is not None and str(name) in applied:  # whoever counted it died before it could remove it
+                self._remove_pending([str(name)])
+            elif name is not None and name.epoch > epoch:
                 continue
             elif len(aggregates) == MAX_FOLDED:
                 break

@@ -92,6 +92,10 @@ class Turns:
         """Kill a worker before its next call."""
         self._workers[index].go(kill=True)
 
+    @property
+    def count(self) -> int:
+        return len(self._workers)
+
     def running(self) -> list[int]:
         return [index for index, worker in enumerate(self._workers) if not worker.done]
 
