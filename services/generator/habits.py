@@ -32,7 +32,7 @@ SPENDING: Final = {
     "health_fitness": Spending(66, 34, 0.80, "day"),
     "home": Spending(70, 42, 0.95, "day"),
     "kids_pets": Spending(80, 30, 0.75, "day"),
-    "misc_net": Spending(60, 24, 0.95, "evening"),
+    "misc_net": Spending(60, 14, 1.15, "evening"),
     "misc_pos": Spending(65, 16, 0.95, "day"),
     "personal_care": Spending(68, 22, 0.70, "day"),
     "shopping_net": Spending(85, 36, 0.95, "evening"),

@@ -21,6 +21,7 @@ LIFETIME_DAYS: Final = 48  # of such an account
 
 _ACCOUNT, _TRIP, _FAVOURITE, _TOKEN = (np.uint64(n) for n in (11, 12, 13, 14))
 _TRIP_DAYS: Final = 28  # a card makes at most one trip in so many days
+_TRIPS: Final = np.uint64(80)  # of 1,024 such spans, how many see a trip
 _MAX_CENTS: Final = 2_500_000
 _S52, _S44 = np.uint64(52), np.uint64(44)
 _LOW12: Final = np.uint64(0xFFF)
@@ -52,19 +53,23 @@ def card_token(key, card, day):
 
 @njit(inline="always")
 def trip(pop, key, card, time):
-    """(city, moving): the city a card travels in at ``time`` (HOME when at home), and whether it is on its way."""
+    """(city, progress): the city a card travels to at ``time`` (HOME when at home), and how much of the way is done.
+
+    ``progress`` is 1 there and less on the way, which takes six hours each way: no one travels at impossible speed.
+    """
     stay = subkey(key, _TRIP, np.uint64(card))
     moved = time + below(stay, _TRIP_DAYS) * DAY_US
     bits = draw(stay, moved // (_TRIP_DAYS * DAY_US))
-    if bits & np.uint64(1023) >= np.uint64(140):
-        return HOME, False
+    if bits & np.uint64(1023) >= _TRIPS:
+        return HOME, 1.0
     into = moved % (_TRIP_DAYS * DAY_US)
     start = int((bits >> np.uint64(10)) & np.uint64(0xFF)) % 20 * DAY_US + 6 * HOUR_US
     start += int((bits >> np.uint64(18)) & np.uint64(0x7)) * HOUR_US
     end = start + (2 + int((bits >> np.uint64(21)) & np.uint64(0x3))) * DAY_US + 5 * HOUR_US
     if into < start or into >= end:
-        return HOME, False
-    return int(pop.city_lut[(bits >> np.uint64(24)) & _LOW12]), into < start + 6 * HOUR_US or into >= end - 6 * HOUR_US
+        return HOME, 1.0
+    city = int(pop.city_lut[(bits >> np.uint64(24)) & _LOW12])
+    return city, min((into - start) / (6.0 * HOUR_US), (end - into) / (6.0 * HOUR_US), 1.0)
 
 
 @njit(inline="always")
@@ -116,19 +121,20 @@ def tiny_cents(bits):
 
 @njit(inline="always")
 def place(pop, card, merchant, where):
-    """(latitude, longitude) of a purchase: an online shop's own, else a branch near home or in the city visited."""
-    shop = pop.merchants[merchant]
-    if IS_NET[merchant % KINDS]:
-        return shop.lat, shop.long
+    """(latitude, longitude) of a purchase: a branch near home or in the city visited; where the buyer is if online."""
     spot = draw(np.uint64(merchant), where)
     if where == HOME:
-        person = pop.cards[card]
-        lat, long = person.home_lat, person.home_long
-    elif shop.city == where:
-        return shop.lat, shop.long
+        lat, long = pop.cards[card].home_lat, pop.cards[card].home_long
     else:
         lat, long = pop.city_lat[where], pop.city_long[where]
     return lat + between(spot, -0.12, 0.12), long + between(draw(spot, 0), -0.15, 0.15)
+
+
+@njit(inline="always")
+def place_on_way(pop, card, merchant, city, progress):
+    """(latitude, longitude) of a purchase between home and ``city``."""
+    lat, long = place(pop, card, merchant, HOME)
+    return lat + progress * (pop.city_lat[city] - lat), long + progress * (pop.city_long[city] - long)
 
 
 @njit(inline="always")

@@ -32,15 +32,16 @@ CARD: Final = np.dtype(
         ("city_pop", "<i4"),
         ("dob", "<i4"),  # days since 1970
         ("level", "<f4"),  # logarithm of how much more than others this person spends at a time
-        ("city", "<u2"), ("first", "<i2"), ("state", "u1"), ("initial", "u1"), ("profile", "u1"), ("roams", "u1"),
+        ("city", "<u2"), ("first", "<i2"), ("state", "u1"), ("initial", "u1"),
+        ("profile", "u1"), ("roams", "u1"), ("pad", "<u4"),  # 32 bytes: no card needs more than one cache line or two
     ]
 )  # fmt: skip
 MERCHANT: Final = np.dtype(
     [
-        ("lat", "<f4"), ("long", "<f4"),  # degrees: where it is, or where an online shop is run from
         ("price", "<f4"),  # logarithm of how much dearer than its category it is
         ("share", "<f4"),  # of all purchases
-        ("city", "<u2"), ("chain", "u1"), ("pad", "u1"),
+        ("city", "<u2"),  # where it is; a chain is everywhere
+        ("chain", "u1"), ("pad", "u1"),
     ]
 )  # fmt: skip
 
@@ -104,7 +105,7 @@ def _make(cards: int, merchants: int, seed: int, towns: Cities) -> tuple[NDArray
     initials = habits.lookup(initial_weights()).astype(np.uint8)
     key = np.uint64(seed)
     _fill_cards(people, towns.lat, towns.long, towns.state, towns.people, city_lut, initials, key)
-    _fill_merchants(shops, towns.lat, towns.long, city_lut, key)
+    _fill_merchants(shops, city_lut, key)
     choices = _choices(shops, len(towns.lat), key)
     shops["share"] = _shares(choices, towns, merchants)
     return people, shops
@@ -140,7 +141,7 @@ def _fill_cards(people, city_lat, city_long, city_state, city_people, city_lut, 
 
 
 @njit(cache=True)
-def _fill_merchants(shops, city_lat, city_long, city_lut, seed):
+def _fill_merchants(shops, city_lut, seed):
     """Draw every merchant's place and prices; the first sixth of each category (at least one) are chains."""
     chains = max(1, len(shops) // _KINDS // 6)
     for m in range(len(shops)):
@@ -148,9 +149,7 @@ def _fill_merchants(shops, city_lat, city_long, city_lut, seed):
         city = city_lut[draw(key, 0) >> np.uint64(52)]
         shop = shops[m]
         shop.city = city
-        shop.lat = city_lat[city] + between(draw(key, 1), -0.15, 0.15)
-        shop.long = city_long[city] + between(draw(key, 2), -0.18, 0.18)
-        shop.price = 0.25 * normal(draw(key, 3))
+        shop.price = 0.25 * normal(draw(key, 1))
         shop.chain = 1 if m // _KINDS < chains else 0
 
 

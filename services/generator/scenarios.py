@@ -45,18 +45,18 @@ class Kind(NamedTuple):
 
 
 FRAUD: Final = (
-    Kind("card_not_present", 0.26, 6.5, 9),
+    Kind("card_not_present", 0.26, 7.5, 10),
     Kind("account_takeover", 0.22, 8.0, 11),
     Kind("velocity_attack", 0.20, 15.5, 24),
-    Kind("geo_anomaly", 0.11, 3.5, 6),
-    Kind("synthetic_identity", 0.09, 9.0, 12),
+    Kind("geo_anomaly", 0.11, 3.0, 5),
+    Kind("synthetic_identity", 0.09, 10.0, 13),
 )
 INNOCENT: Final = (
-    Kind("mall_visit", 0.012, 5.0, 7),
-    Kind("online_spree", 0.008, 4.5, 6),
-    Kind("small_change", 0.005, 6.0, 8),
-    Kind("night_out", 0.006, 4.5, 6),
-    Kind("new_home", 0.004, 4.0, 5),
+    Kind("mall_visit", 0.008, 5.0, 7),
+    Kind("online_spree", 0.004, 4.5, 6),
+    Kind("small_change", 0.003, 6.0, 8),
+    Kind("night_out", 0.004, 4.5, 6),
+    Kind("new_home", 0.002, 4.0, 5),
 )
 LEAK_SHARE: Final = 1.0 - sum(kind.share for kind in FRAUD)  # merchant_compromise
 EPISODES: Final = FRAUD + INNOCENT
@@ -132,14 +132,14 @@ def _one_of(codes, bits):
 
 @njit(inline="always")
 def _card_not_present(pop, out, at, key, start, card):
-    """Four to nine online purchases within hours, at shops that are new to the card."""
+    """Five to ten online purchases within hours, at shops that are new to the card."""
     time = start
-    for i in range(4 + below(draw(key, 0), 6)):
+    for i in range(5 + below(draw(key, 0), 6)):
         step = draw(key, 100 + i)
         merchant = any_merchant(pop, _one_of(_ONLINE, step), draw(step, 0))
-        cents = cents_of(pop, card, merchant, between(draw(step, 1), 0.0, 1.4), draw(step, 2))
+        cents = cents_of(pop, card, merchant, between(draw(step, 1), 0.3, 1.7), draw(step, 2))
         at = _put(out, at, time, card, merchant, cents, HOME, _CNP)
-        time += _wait(draw(step, 3), 25 * MINUTE_US)
+        time += _wait(draw(step, 3), 12 * MINUTE_US)
     return at
 
 
@@ -187,7 +187,7 @@ def _geo_anomaly(pop, out, at, key, start, card):
     at = _put(out, at, start, card, merchant, cents_of(pop, card, merchant, 0.0, draw(key, 1)), HOME, 0)
     city = far_city(pop, home, draw(key, 2))
     time = start + int(between(draw(key, 3), 12.0, 110.0) * MINUTE_US)
-    for i in range(2 + below(draw(key, 4), 4)):
+    for i in range(2 + below(draw(key, 4), 3)):
         step = draw(key, 100 + i)
         merchant = common_merchant(pop, _one_of(_ABROAD, step), city, draw(step, 0))
         cents = cents_of(pop, card, merchant, between(draw(step, 1), 0.0, 1.2), draw(step, 2))
@@ -209,12 +209,12 @@ def _synthetic_identity(pop, out, at, key, day, account_key):
         return at
     time = day * DAY_US + int(between(draw(key, 0), 8.0, 20.0) * HOUR_US)
     home = int(pop.cards[card].city)
-    for i in range(6 + below(draw(key, 1), 7)):
+    for i in range(7 + below(draw(key, 1), 7)):
         step = draw(key, 100 + i)
         merchant = common_merchant(pop, _one_of(_BUST, step), home, draw(step, 0))
-        cents = cents_of(pop, card, merchant, between(draw(step, 1), 1.5, 2.7), draw(step, 2))
+        cents = cents_of(pop, card, merchant, between(draw(step, 1), 1.8, 3.0), draw(step, 2))
         at = _put(out, at, time, card, merchant, cents, HOME, _SYNTHETIC)
-        time += _wait(draw(step, 3), 150 * MINUTE_US)
+        time += _wait(draw(step, 3), 60 * MINUTE_US)
     return at
 
 
@@ -291,7 +291,7 @@ def _episodes(pop, out, key, account_key, day, hours, counts):
                 late = day * DAY_US + 20 * HOUR_US + int(unit(draw(own, 55)) * 5 * HOUR_US)
                 at = _outing(pop, out, at, own, late, card, _NIGHT, 3, 4, 50 * MINUTE_US, 0.8)
             else:
-                at = _outing(pop, out, at, own, start, card, _MOVE, 3, 3, 8 * HOUR_US, 2.0)
+                at = _outing(pop, out, at, own, start, card, _MOVE, 3, 3, 8 * HOUR_US, 1.6)
     return at
 
 
@@ -319,7 +319,7 @@ class Leaks(NamedTuple):
 
 
 _LEAK: Final = 23
-_LEAK_CHANCE: Final = 0.75
+_LEAK_CHANCE: Final = 0.8
 _SLOTS_MAX: Final = 4096
 
 
@@ -334,7 +334,7 @@ def leaks(pop: Population, fraud_rate: float, everyday: float) -> Leaks:
     shops = shops[pop.merchants["chain"][shops] == 0] if (pop.merchants["chain"][shops] == 0).any() else shops
     if wanted <= 0 or not len(shops):
         return Leaks(shops[:0], np.empty(0), 0)
-    typical = float(np.quantile(share[shops], 0.7))
+    typical = float(np.quantile(share[shops], 0.6))
     slots = int(min(max(1, round(wanted / (_LEAK_CHANCE * typical))), _SLOTS_MAX, len(shops)))
     chance = wanted / slots / share[shops]
     near = np.argsort(np.abs(np.log(chance / _LEAK_CHANCE)), kind="stable")[: max(3 * slots, len(shops) // 8)]
@@ -346,9 +346,10 @@ def leaking(chosen: Leaks, key: np.uint64, day: int, merchants: int) -> NDArray[
     table = np.zeros(merchants, np.float32)
     for slot in range(chosen.slots):
         bits = int(key_of(int(key), _LEAK, slot))
-        weeks = 4 + bits % 3  # four to six weeks each
+        weeks = 6 + bits % 3  # six to eight weeks each
         campaign = (day + 1000 + (bits >> 8) % (7 * weeks)) // (7 * weeks)
-        pick = int(key_of(int(key), _LEAK, (campaign << 16) + slot + _SLOTS_MAX)) % len(chosen.merchants)
-        merchant = chosen.merchants[pick]
-        table[merchant] = min(table[merchant] + chosen.chance[pick], 0.95)
+        turn = int(key_of(int(key), _LEAK, (campaign << 16) + slot + _SLOTS_MAX))
+        own = np.arange(slot, len(chosen.merchants), chosen.slots)  # slots never share a merchant
+        pick = own[turn % len(own)]
+        table[chosen.merchants[pick]] = chosen.chance[pick]
     return table

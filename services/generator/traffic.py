@@ -28,6 +28,7 @@ from services.generator.places import (
     card_token,
     cents_of,
     place,
+    place_on_way,
     trip,
     usual_merchant,
 )
@@ -51,9 +52,10 @@ START_US: Final = 1_704_067_200_000_000  # 2024-01-01T00:00Z, a Monday
 PER_CARD_AND_DAY: Final = 3.0
 BLOCK_ROWS: Final = 65_536
 ID_BYTES: Final = 16
+_AHEAD: Final = 32
 
 _SLOT, _BLOCK, _ID, _COUNT = 31, 32, 33, 34  # purposes of keys
-_BIG_TICKET: Final = 0.006  # share of purchases that are far larger than usual
+_BIG_TICKET: Final = 0.004  # share of purchases that are far larger than usual
 _ONLINE: Final = np.array([CATEGORIES.index(n) for n in ("shopping_net", "misc_net", "grocery_net", "shopping_net")])
 _DIGITS: Final = np.frombuffer(b"0123456789abcdef", np.uint8)
 _LETTERS: Final = np.frombuffer(b"abcdefghijklmnop", np.uint8)  # the middle one: no run of digits is longer than 8
@@ -91,6 +93,15 @@ def columns(rows: int) -> Columns:
     return Columns(np.empty(rows * ID_BYTES, np.uint8), *(np.empty(rows, kind) for kind in kinds))
 
 
+class Ahead(NamedTuple):
+    """Everyday purchases that come next: working memory of ``fill``."""
+
+    time: NDArray[np.int64]
+    key: NDArray[np.uint64]
+    card: NDArray[np.int64]
+    profile: NDArray[np.uint8]
+
+
 class Block(NamedTuple):
     """What a block's rows depend on."""
 
@@ -112,12 +123,11 @@ def _write_id(out, at, bits):
 
 
 @njit(inline="always")
-def _write(pop, block, out, at, number, time, card, merchant, cents, where, scenario):
-    """Write row ``at``; ``number`` is its number in the block."""
+def _write(pop, block, out, at, number, time, card, merchant, cents, spot, scenario):
+    """Write row ``at``; ``number`` is its number in the block, ``spot`` its latitude and longitude."""
     person = pop.cards[card]
     token = card_token(block.account_key, card, time // DAY_US)
     _write_id(out.trans_num, at, mix((block.id_base | np.uint64(number)) + block.id_key))
-    lat, long = place(pop, card, merchant, where)
     out.event_time[at] = START_US + time
     out.card[at] = token
     out.last4[at] = draw(token, 0) % np.uint64(10_000)
@@ -131,44 +141,46 @@ def _write(pop, block, out, at, number, time, card, merchant, cents, where, scen
     out.scenario[at] = scenario
     out.home_lat[at] = person.home_lat
     out.home_long[at] = person.home_long
-    out.merch_lat[at] = lat
-    out.merch_long[at] = long
+    out.merch_lat[at] = spot[0]
+    out.merch_long[at] = spot[1]
     out.city_pop[at] = person.city_pop
     out.dob[at] = person.dob
 
 
 @njit(inline="always")
-def _write_everyday(pop, block, leak, out, at, number, key, time):
+def _write_everyday(pop, block, leak, out, at, number, key, time, card, profile):
     """Write an everyday purchase: who is up at that hour buys what they usually buy, where they are."""
     hour = time // HOUR_US
-    card = card_at(pop, hour % habits.HOURS, draw(key, 1))
-    where, moving = trip(pop, block.account_key, card, time)
+    where, progress = trip(pop, block.account_key, card, time)
     bits = draw(key, 2)
-    if moving:
+    if progress < 1.0:
         category = _ONLINE[bits >> np.uint64(62)]
     else:
-        category = pop.category_lut[pop.cards[card].profile, hour % 24 // 6, bits >> np.uint64(52)]
+        category = int(pop.category_lut[profile, hour % 24 // 6, bits >> np.uint64(52)])
     city = int(pop.cards[card].city) if where == HOME else where
-    merchant = usual_merchant(pop, block.account_key, card, int(category), city, draw(key, 3))
+    merchant = usual_merchant(pop, block.account_key, card, category, city, draw(key, 3))
     bits = draw(key, 4)
     boost = 0.0
     if unit(bits) < _BIG_TICKET:
-        boost = between(draw(key, 5), 0.8, 2.3)
+        boost = between(draw(key, 5), 0.6, 2.0)
     scenario = 0
     if leak[merchant] > 0 and unit(draw(key, 6)) < leak[merchant]:
         scenario = LEAK
-        boost += between(draw(key, 7), 0.0, 0.8)
+        boost += between(draw(key, 7), 0.3, 1.3)
     cents = cents_of(pop, card, merchant, boost, draw(key, 8))
-    _write(pop, block, out, at, number, time, card, merchant, cents, where, scenario)
+    spot = place_on_way(pop, card, merchant, where, progress) if progress < 1.0 else place(pop, card, merchant, where)
+    _write(pop, block, out, at, number, time, card, merchant, cents, spot, scenario)
 
 
-@njit(cache=True)
-def fill(pop, block, shares, leak, extra, last_extra, everyday, episode, number, out, at):
+@njit(cache=True, _nrt=False)
+def fill(pop, block, shares, leak, extra, last_extra, everyday, episode, number, out, at, ahead):
     """Write rows of ``block`` until it or ``out`` ends, in order of time.
 
     ``shares`` (168,) weighs the hours of the week; ``extra`` are the day's episode purchases by time, the block's end
     before ``last_extra``. ``everyday`` and ``episode`` say how many of each were written before, ``number`` how many of
-    this block. Returns (everyday, episode, number, at) after.
+    this block. ``ahead`` is working memory. Returns (everyday, episode, number, at) after.
+
+    Without reference counts (``_nrt``): they would cost as much as the rest, and nothing is allocated here.
     """
     rows = len(out.card)
     total = 0.0
@@ -181,28 +193,39 @@ def fill(pop, block, shares, leak, extra, last_extra, everyday, episode, number,
     weight = shares[hour % 168]
     before = 0.0
     length = weight * (min((hour + 1) * HOUR_US, block.end) - begin)
+    ready, used = 0, 0
     while at < rows:
-        time = block.end
-        key = np.uint64(0)
-        if everyday < block.everyday:
-            key = draw(block.key, everyday)
-            position = (everyday + unit(draw(key, 0))) / block.everyday * total
-            while position >= before + length and (hour + 1) * HOUR_US < block.end:
-                before += length
-                hour += 1
-                begin = hour * HOUR_US
-                weight = shares[hour % 168]
-                length = weight * (min(begin + HOUR_US, block.end) - begin)
-            time = min(begin + int((position - before) / weight), min((hour + 1) * HOUR_US, block.end) - 1)
+        if used == ready and everyday < block.everyday:
+            # Times and cards of the next few rows at once: their records come from memory side by side.
+            ready, used = min(len(ahead.time), block.everyday - everyday), 0
+            for i in range(ready):
+                key = draw(block.key, everyday + i)
+                position = (everyday + i + unit(draw(key, 0))) / block.everyday * total
+                while position >= before + length and (hour + 1) * HOUR_US < block.end:
+                    before += length
+                    hour += 1
+                    begin = hour * HOUR_US
+                    weight = shares[hour % 168]
+                    length = weight * (min(begin + HOUR_US, block.end) - begin)
+                card = card_at(pop, hour % 168, draw(key, 1))
+                latest = min((hour + 1) * HOUR_US, block.end) - 1
+                ahead.time[i] = min(begin + int((position - before) / weight), latest)
+                ahead.key[i] = key
+                ahead.card[i] = card
+                ahead.profile[i] = pop.cards[card].profile
+        time = ahead.time[used] if used < ready else block.end
         if episode < last_extra and extra.time[episode] < time:
-            e = episode
+            card, merchant = extra.card[episode], extra.merchant[episode]
             _write(
-                pop, block, out, at, number, extra.time[e], extra.card[e], extra.merchant[e], extra.cents[e],
-                extra.where[e], extra.scenario[e],
+                pop, block, out, at, number, extra.time[episode], card, merchant, extra.cents[episode],
+                place(pop, card, merchant, extra.where[episode]), extra.scenario[episode],
             )  # fmt: skip
             episode += 1
-        elif everyday < block.everyday:
-            _write_everyday(pop, block, leak, out, at, number, key, time)
+        elif used < ready:
+            _write_everyday(
+                pop, block, leak, out, at, number, ahead.key[used], time, ahead.card[used], ahead.profile[used]
+            )
+            used += 1
             everyday += 1
         else:
             break
@@ -251,6 +274,7 @@ class Traffic:
         self._blocks_per_day = max(1, math.ceil(self._rows_per_day / BLOCK_ROWS))
         self._merchants = merchant_names(len(pop.merchants))
         self._first_names = first_names()
+        self._ahead = Ahead(*(np.empty(_AHEAD, kind) for kind in (np.int64, np.uint64, np.int64, np.uint8)))
         self._day = -1
         self._carried = no_purchases()
         number, everyday, episode = self._parse(cursor)
@@ -264,7 +288,7 @@ class Traffic:
         while True:
             self._everyday, self._episode, self._number, at = fill(
                 self._pop, self._block, self._shares, self._leak, self._extra, self._last_extra, self._everyday,
-                self._episode, self._number, out, at,
+                self._episode, self._number, out, at, self._ahead,
             )  # fmt: skip
             if at == rows:
                 break
