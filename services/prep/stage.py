@@ -19,7 +19,7 @@ from spearhead.stage import Stage
 from spearhead.volume import Volume
 
 LOOK_SECONDS: Final = 0.25  # who is alive, which partitions are ours, how full the disk is
-BACKLOG_SECONDS: Final = 0.02  # least time between two counts of what waits for inference
+BACKLOG_SECONDS: Final = 0.02  # least time between two counts of what waits for inference, during a pause
 RESUME_SHARE: Final = 0.8  # of the critical threshold: below it a pause for back pressure ends
 TIDY_SECONDS: Final = 2.0
 SWEEP_SECONDS: Final = 60.0
@@ -170,12 +170,12 @@ class Prep(Stage):
         return False
 
     def _under_pressure(self) -> bool:
-        """Whether features-ready is full: counted when it may be, at most every BACKLOG_SECONDS."""
+        """Whether features-ready is full: counted only when it may be, and seldom while it is."""
         critical = self.settings.features_ready_critical
         limit = RESUME_SHARE * critical if self._pressed else critical
         if self._waiting < limit:
             self._pressed = False
-        elif time.monotonic() >= self._backlog_at:
+        elif not self._pressed or time.monotonic() >= self._backlog_at:
             self._waiting = self._backlog.features_ready()
             self._backlog_at = time.monotonic() + BACKLOG_SECONDS
             self._pressed = self._waiting >= limit

@@ -85,4 +85,9 @@ def _note(reasons: dict[int, str], bad: Mask, reason: str) -> None:
 
 
 def _text(batch: pa.RecordBatch, row: int) -> str:
-    return msgspec.json.encode(batch.slice(row, 1).to_pylist()[0], enc_hook=str).decode()
+    one = batch.slice(row, 1)
+    # Python's dates end with the year 9999, so times are turned into text by Arrow.
+    texts = (c.cast(pa.string()) if pa.types.is_temporal(c.type) else c for c in one.columns)
+    return msgspec.json.encode(
+        {field.name: text[0].as_py() for field, text in zip(one.schema, texts, strict=True)}
+    ).decode()
