@@ -70,6 +70,7 @@ class Inference(Stage):
         if self.state == "no_model":
             self.state, self.detail = "idle", ""
         rows = self._score(self._hop.claim(BATCH_ROWS), model)
+        self.dead = self._hop.dead
         if rows:
             self._report(model)
         return rows
@@ -99,7 +100,6 @@ class Inference(Stage):
                     self._hop.release([*good, *claims[position:]])
                     raise
                 self._hop.fail(claim, error)
-                self.dead = self._hop.dead
                 _log.warning("segment %s failed: %s: %s", claim.name, type(error).__name__, error)
                 continue
             good.append(claim)
@@ -132,7 +132,6 @@ class Inference(Stage):
     def _keep_house(self) -> None:
         if self._recover_due.due():
             self._hop.recover()
-            self.dead = self._hop.dead
             self._share_folding()
         if self._fold_due.due():
             self._ledger.fold()

@@ -21,9 +21,10 @@ from spearhead.schema import SCENARIOS
 TRAIN_SHARE: Final = 0.6
 VALID_SHARE: Final = 0.2  # the rest, latest in event time, is the test part
 MAX_ROUNDS: Final = 100  # scoring costs what the trees cost
+MIN_ROUNDS: Final = 50  # the first trees only lead from base_score to the base rate
 PATIENCE: Final = 20  # rounds without a better average precision on the validation part
 CURVE_ROWS: Final = 20_000  # training rows that the training curve is measured on
-ROUNDS_UNCHECKED: Final = 50  # where the validation part has no fraud to stop by
+ROUNDS_UNCHECKED: Final = 60  # where the validation part has no fraud to stop by
 
 
 class Rows(NamedTuple):
@@ -163,16 +164,13 @@ def _grow(
         parts.train.start, parts.train.stop, max(1, (parts.train.stop - parts.train.start) // CURVE_ROWS)
     )
     evals = [(_matrix(rows.take(curve_rows), columns, names, parameter, train), "train")]
-    stop: list[xgb.callback.TrainingCallback] = [_Cancel(options.cancelled)]
+    callbacks: list[xgb.callback.TrainingCallback] = [_Cancel(options.cancelled)]
     valid_rows = rows.take(parts.valid)
     checked = 0 < valid_rows.frauds < len(valid_rows.label)
+    stop = _Stop()
     if checked:
         evals.append((_matrix(valid_rows, columns, names, parameter, train), "valid"))
-        stop.append(
-            xgb.callback.EarlyStopping(
-                rounds=PATIENCE, metric_name="aucpr", data_name="valid", maximize=True, save_best=True
-            )
-        )
+        callbacks.append(stop)
     curves: dict[str, dict[str, list[float]]] = {}
     booster = xgb.train(
         parameter,
@@ -180,12 +178,12 @@ def _grow(
         num_boost_round=MAX_ROUNDS if checked else ROUNDS_UNCHECKED,
         evals=evals,
         evals_result=curves,
-        callbacks=stop,
+        callbacks=callbacks,
         verbose_eval=False,
     )
     if options.cancelled():
         raise CancelledError
-    return booster, curves
+    return (booster[: stop.best + 1] if checked else booster), curves
 
 
 def _matrix(
@@ -210,6 +208,21 @@ class _Cancel(xgb.callback.TrainingCallback):
 
     def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
         return self._cancelled()
+
+
+class _Stop(xgb.callback.TrainingCallback):
+    """Ends when the validation part's average precision has not risen for PATIENCE rounds; ``best`` is the round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.best = MIN_ROUNDS - 1
+        self._highest = -np.inf
+
+    def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
+        precision = evals_log["valid"]["aucpr"][-1]
+        if epoch >= MIN_ROUNDS - 1 and precision > self._highest:
+            self.best, self._highest = epoch, precision
+        return epoch - self.best >= PATIENCE
 
 
 def _figures(test: Rows, scores: NDArray[np.float32], options: Options) -> dict[str, Any]:

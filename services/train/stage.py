@@ -20,6 +20,7 @@ from spearhead.timer import Timer
 from spearhead.volume import Volume
 
 LOOK_SECONDS: Final = 0.25
+REST: Final = 2.0  # pause after a training, in times of what it took: it never has more than a third of a core
 RETRY_SECONDS: Final = (5.0, 300.0)  # wait after a training that failed: first and longest
 NICENESS: Final = {"inference": 19, "balanced": 10, "training": 0}
 Cancelled = Callable[[], bool]
@@ -49,7 +50,7 @@ class Train(Stage):
         self._job: Job[Trained] | None = None
         self._job_epoch = self.epoch
         self._failures = 0
-        self._retry_at = 0.0
+        self._not_before = 0.0  # monotonic
         self._trained_at = time.monotonic()  # when the last training began, or this process
         self._trained_matured = 0.0  # source rows that had matured when the last training began
         self._ended = False  # every source has ended and all its rows are in the sample
@@ -143,7 +144,7 @@ class Train(Stage):
     # Deciding
 
     def _is_due(self, matured: float, in_service: str | None) -> bool:
-        if time.monotonic() < self._retry_at:
+        if time.monotonic() < self._not_before:
             return False
         new = matured - self._trained_matured
         if in_service is None:
@@ -214,12 +215,14 @@ class Train(Stage):
             self._job = None
             self._failures += 1
             first, longest = RETRY_SECONDS
-            self._retry_at = time.monotonic() + min(first * 2 ** (self._failures - 1), longest)
+            self._not_before = time.monotonic() + min(first * 2 ** (self._failures - 1), longest)
             self._trained_matured = 0.0
             raise
         if self._job_epoch == self.epoch:
             self._publish(trained)
         self._job = None
+        now = time.monotonic()
+        self._not_before = now + REST * (now - self._trained_at)
         return trained.rows
 
     def _publish(self, trained: Trained) -> None:
