@@ -21,7 +21,7 @@ AMOUNT_GROWTH: Final = 1.01  # relative width of a flagged-amount bucket: KPI 13
 HOUR_US: Final = 3_600_000_000
 
 
-class Group(msgspec.Struct):
+class Group(msgspec.Struct, gc=False):
     """Rows of one category, state or minute."""
 
     count: int = 0
@@ -31,7 +31,7 @@ class Group(msgspec.Struct):
     flagged_score: int = 0  # sum of the flagged rows' scores, in millionths
 
 
-class Outcomes(msgspec.Struct):
+class Outcomes(msgspec.Struct, gc=False):
     """Decisions against labels: flagged fraud, flagged genuine, approved genuine, approved fraud."""
 
     tp: int = 0
@@ -40,19 +40,19 @@ class Outcomes(msgspec.Struct):
     fn: int = 0
 
 
-class HourOutcomes(msgspec.Struct):
+class HourOutcomes(msgspec.Struct, gc=False):
     """Outcomes of one event-time hour, by whether the model that scored the row was trained on that time."""
 
     out_of_sample: Outcomes = msgspec.field(default_factory=Outcomes)
     in_sample: Outcomes = msgspec.field(default_factory=Outcomes)
 
 
-class AmountBucket(msgspec.Struct):
+class AmountBucket(msgspec.Struct, gc=False):
     count: int = 0
     cents: int = 0
 
 
-class Signal(msgspec.Struct):
+class Signal(msgspec.Struct, gc=False):
     """One flagged transaction, as the API shows it."""
 
     trans_num: str
