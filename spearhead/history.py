@@ -165,7 +165,8 @@ class History:
             row, status = kernel.advance(
                 rows, begin, self._cards.store, self._cards.recent, self._merchants.store, self._cards.capacity,
                 self._merchants.capacity, self.label_delay_us, self.partitions, self._counters,
-                np.full(len(rows.name_hash), -1, np.int32), np.empty(kernel.BLOCK, np.uint64), np.empty(9, np.int64), out,
+                np.full(len(rows.name_hash), -1, np.int32), np.empty(kernel.BLOCK, np.uint64), np.empty(9, np.int64),
+                np.empty(RECENT, np.uint32), out,
             )  # fmt: skip
             self._counters[kernel.ROWS] += row - begin
             self._make_room(status)

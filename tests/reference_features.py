@@ -99,7 +99,9 @@ class Reference:
             "card_log_gap": math.log(1 + gap / SECOND) if card.seen else -1.0,
             **{f"card_count_{name}": len(rows) for name, rows in inside.items()},
             **{f"card_sum_{name}": sum(past.cents for past in rows) / 100 for name, rows in inside.items()},
-            **{f"card_mean_{name}": sum(past.cents for past in rows) / 100 / len(rows) for name, rows in inside.items()},
+            **{
+                f"card_mean_{name}": sum(past.cents for past in rows) / 100 / len(rows) for name, rows in inside.items()
+            },
             "card_amt_z": (log_amount - card.log_mean) / max(math.sqrt(card.log_variance), 0.1) if card.seen > 1 else 0,
             "card_amt_ratio": amount / max(card.mean, 0.01) if card.seen else 1.0,
             "card_rate_ratio": len(inside["24h"]) / ((card.seen + 1) / max(days, 1.0)),

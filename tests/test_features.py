@@ -119,7 +119,9 @@ def test_agrees_with_the_reference_when_memory_is_short(
 
 def test_agrees_with_the_reference_on_a_merchant_with_long_traffic() -> None:
     random = np.random.default_rng(5)
-    steps = random.choice([60_000_000, HOUR_US, 5 * HOUR_US, -8 * HOUR_US, -2 * DAY_US], 1500, p=[0.3, 0.3, 0.3, 0.08, 0.02])
+    steps = random.choice(
+        [60_000_000, HOUR_US, 5 * HOUR_US, -8 * HOUR_US, -2 * DAY_US], 1500, p=[0.3, 0.3, 0.3, 0.08, 0.02]
+    )
     rows = [
         {"event_time": int(time), "card": int(random.integers(0, 50)), "label": int(random.integers(-1, 2)),
          "merchant": f"m{random.integers(0, 2)}", "amt_cents": int(random.integers(1, 10**6))}
