@@ -1,6 +1,7 @@
 """Competing consumers of features-ready: claim, stage, commit, publish, recover. Exactly once, whoever is killed when.
 
-Below ``queue/features-ready/``, X being a segment's name and a an attempt's, ``<worker>.<counter>``, never used twice:
+Below ``queue/features-ready/``, X being a segment's name and a an attempt's, ``<worker>.<series><counter>``, never used
+twice:
 
 - ``ready/X.arrow``: waits; whoever renames it to ``claimed/a/X.arrow`` works on it.
 - ``committed/X.a``: the renamed claim. This one rename decides that attempt a's staged outputs count.
@@ -18,6 +19,7 @@ import errno
 import itertools
 import os
 import re
+import secrets
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -104,6 +106,7 @@ class Hop:
         self._tries = volume.features / "tries"
         self._dead = volume.features / "dead"
         self._staged = volume.results / "staged"
+        self._series = f"{secrets.token_hex(4)}x"  # tells the attempts of two hops of one worker apart
         self._counter = itertools.count()
         self._turn = 0
         self._waiting: deque[str] = deque()
@@ -211,10 +214,15 @@ class Hop:
 
     def release(self, claims: Iterable[Claim]) -> None:
         """Give claims back without a try: the stage ends, or what failed is not the segment's fault."""
-        for claim in claims:
-            self._unstage(claim.name, claim.attempt)
-            self._give_back(claim.name, claim.attempt)
-            self._resolve(claim.name, claim.attempt)
+        claims = list(claims)
+        try:
+            for claim in claims:
+                self._unstage(claim.name, claim.attempt)
+                self._give_back(claim.name, claim.attempt)
+                self._resolve(claim.name, claim.attempt)
+        except BaseException:
+            self._abandon({claim.attempt for claim in claims})
+            raise
 
     def fail(self, claim: Claim, error: Exception) -> bool:
         """The stage raised on this segment alone: back to ready/, or to dead/ at the third time. Whether it is dead.
@@ -224,7 +232,11 @@ class Hop:
         if environmental(error):
             self.release([claim])
             return False
-        return self._fail(claim.name, claim.attempt, error, claim.info.rows)
+        try:
+            return self._fail(claim.name, claim.attempt, error, claim.info.rows)
+        except BaseException:
+            self._abandon([claim.attempt])
+            raise
 
     def reset(self, epoch: int) -> None:
         """A new epoch began: whatever is held or waits is garbage."""
@@ -289,7 +301,7 @@ class Hop:
         return (name for turn in rounds for name in turn if name is not None)
 
     def _new_attempt(self) -> str:
-        attempt = f"{self.worker}.{next(self._counter)}"
+        attempt = f"{self.worker}.{self._series}{next(self._counter)}"
         self._held[attempt] = set()
         self._files.make_folder(self._staged / attempt)
         self._files.make_folder(self._claimed / attempt)

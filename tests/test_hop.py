@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import Counter
 from collections.abc import Callable, Collection
@@ -114,6 +115,10 @@ def finish_and_check(volume: Volume, segments: int, log: list[tuple[str, Path]])
 
 @pytest.fixture(autouse=True)
 def _log_publishes(monkeypatch: pytest.MonkeyPatch) -> None:
+    _note_publishes(monkeypatch)
+
+
+def _note_publishes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Note every publish that was really done: the rename of an output to its place, however it was reported."""
     rename = os.rename
 
@@ -269,6 +274,32 @@ def test_any_interleaving(tmp_path_factory: pytest.TempPathFactory, plan: list[t
     finish_and_check(volume, 4, log)
 
 
+def test_collector_looks_for_the_claim_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker commits between the collector's two looks: its outputs must stay."""
+    log = new_log()
+    volume = new_volume(tmp_path, 1)
+    worker, collector = Hop(volume, "w", Alive("w")), Hop(volume, "collector", Alive("collector"))
+    claims = worker.claim(10)
+    stage(worker, volume, claims)
+    lexists = os.path.lexists
+    looks: list[Path] = []
+
+    def look(path: Path) -> bool:
+        there = lexists(path)
+        looks.append(path)
+        if len(looks) == 1:
+            assert worker.commit(claims) == claims
+        return there
+
+    monkeypatch.setattr(os.path, "lexists", look)
+    collector._collect(claims[0].attempt)
+    monkeypatch.undo()
+    _note_publishes(monkeypatch)
+    assert looks
+    worker.publish(claims)
+    finish_and_check(volume, 1, log)
+
+
 def test_durable_order(tmp_path: Path) -> None:
     """Staged files are synced before the commit, the commit before the publish, that before the commit is forgotten."""
     files = FaultingFiles(log=new_log())
@@ -276,17 +307,20 @@ def test_durable_order(tmp_path: Path) -> None:
     files.log.clear()
     work(volume, "w", Alive("w"), max_rows=6)
     calls = [(call, path) for call, path in files.log if call != "published"]
+    attempt = next(
+        path.parent.name for call, path in calls if call == "rename" and path.parent.parent.name == "claimed"
+    )
     for seq in range(1, 4):
         name = segment_name(seq)
-        committed = volume.features / "committed" / f"{name}.w.0"
+        committed = volume.features / "committed" / f"{name}.{attempt}"
         commit = calls.index(("rename", committed))
         publish = calls.index(("rename", volume.result_file(name)))
         publish_json = calls.index(("rename", volume.pending / f"{name}.json"))
         forget = calls.index(("unlink", committed))
-        staged = volume.results / "staged" / "w.0"
+        staged = volume.results / "staged" / attempt
         for path in (staged / f"{name}.arrow", staged / f"{name}.json", staged, staged.parent):
             assert ("fsync", path) in calls[:commit]
-        for path in (committed.parent, volume.features / "claimed" / "w.0"):
+        for path in (committed.parent, volume.features / "claimed" / attempt):
             assert ("fsync", path) in calls[commit:publish]
         for at, folder in ((publish, volume.result_file(name).parent), (publish_json, volume.pending)):
             assert ("fsync", folder) in calls[at:forget]
@@ -370,6 +404,62 @@ def test_full_disk_is_no_try(tmp_path: Path) -> None:
         assert not hop.fail(claim, OSError(28, "No space left on device"))
     assert os.listdir(volume.features / "tries") == []
     assert len(hop.claim(10)) == 1
+
+
+def test_full_disk_leaves_no_claim_behind(tmp_path: Path) -> None:
+    """Whatever call fails for want of space, the worker itself takes the segment up again, alive as it is."""
+    for call in ("claim", "stage", "finish", "fail", "release"):
+        for nth in range(1, 12):
+            log = new_log()
+            volume = new_volume(tmp_path / call / str(nth), 1)
+            files = FullFiles(log=log)
+            hop = Hop(on(volume, files), "w", Alive("w"))
+            with suppress(OSError):
+                files.left = nth if call == "claim" else 10**9
+                claims = hop.claim(10)
+                files.left = nth if call == "stage" else 10**9
+                if call == "stage":
+                    try_stage(hop, on(volume, files), claims)
+                else:
+                    stage(hop, on(volume, files), claims)
+                files.left = nth
+                end(hop, claims, call)
+            files.left = 10**9
+            hop.recover()
+            while claims := hop.claim(10):
+                stage(hop, on(volume, files), claims)
+                hop.finish(claims)
+            finish_and_check(volume, 1, log)
+
+
+def end(hop: Hop, claims: list[Claim], how: str) -> None:
+    if how == "finish":
+        hop.finish(claims)
+    elif how == "fail":
+        hop.fail(claims[0], ValueError("x"))
+    else:
+        hop.release(claims)
+
+
+def try_stage(hop: Hop, volume: Volume, claims: list[Claim]) -> None:
+    """As inference does: what the volume refuses is given back."""
+    try:
+        stage(hop, volume, claims)
+    except OSError:
+        hop.release(claims)
+        raise
+
+
+class FullFiles(FaultingFiles):
+    """A volume on which only ``left`` more calls succeed."""
+
+    left = 10**9
+
+    def step(self, call: str, path: Path) -> None:
+        super().step(call, path)
+        self.left -= 1
+        if self.left < 0 and call != "unlink":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
 
 def test_five_workers_dead_on_one_segment(tmp_path: Path) -> None:
