@@ -20,14 +20,14 @@ class Pacer:
         """From ``now`` on ``rate`` rows a second; what is due by the old rate is at most what the new one allows."""
         self.due(now)
         self.rate = rate
-        self._due = min(self._due, rate * CATCH_UP_SECONDS) if math.isfinite(self._due) else 0.0
+        self._due = min(self._due, rate * CATCH_UP_SECONDS)
 
     def due(self, now: float) -> float:
         """Rows due and not taken yet: a whole number, or infinity."""
+        since, self._now = max(0.0, now - self._now), now
         if math.isinf(self.rate):
             return math.inf
-        self._due = min(self._due + self.rate * max(0.0, now - self._now), max(self.rate * CATCH_UP_SECONDS, 1.0))
-        self._now = now
+        self._due = min(self._due + self.rate * since, max(self.rate * CATCH_UP_SECONDS, 1.0))
         return math.floor(self._due)
 
     def taken(self, rows: int) -> None:

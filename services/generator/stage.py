@@ -270,13 +270,14 @@ def open_source(settings: Settings, volume: Volume, slot: int, cursor: str) -> S
     """The source of these settings, at ``cursor``. Raises ConfigurationError if it can't go on from there."""
     try:
         if settings.source is not None:
-            from services.generator.replay import open_replay
+            from services.generator.replay import open_replay  # noqa: PLC0415, brings polars: 60 MB that traffic spares
 
             return open_replay(settings, cursor)
         pop = population(settings.cards, settings.merchants, settings.seed, volume)
         return Traffic(pop, settings.seed, slot, settings.fraud_rate, cursor)
     except ValueError as error:
-        raise ConfigurationError(f"{error}; use the settings of before, another volume, or 'reset'") from error
+        hint = "; use the settings of before, another volume, or 'reset'" if cursor else ""
+        raise ConfigurationError(f"{error}{hint}") from error
 
 
 def check(settings: Settings, volume: Volume) -> None:

@@ -32,7 +32,7 @@ from services.generator.places import (
     trip,
     usual_merchant,
 )
-from services.generator.population import Population, population
+from services.generator.population import Population
 from services.generator.scenarios import (
     EPISODE_DAYS,
     FRAUD,
@@ -381,9 +381,3 @@ def _arrow(column: pa.Array | NDArray[np.generic], kind: pa.DataType) -> pa.Arra
     if isinstance(column, pa.Array):
         return column
     return pa.Array.from_buffers(kind, len(column), [None, pa.py_buffer(column)])
-
-
-def warm() -> None:
-    """Compile every kernel into numba's cache, so that a first start takes no longer than any other."""
-    pop = population(1000, 100, 1)
-    Traffic(pop, 1, 0, 0.01).take(4096)

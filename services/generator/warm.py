@@ -1,0 +1,15 @@
+"""Compiles every kernel of the generator into numba's cache, so that a first start takes no longer than any other."""
+
+from __future__ import annotations
+
+from services.generator.population import population
+from services.generator.traffic import Traffic
+
+
+def run() -> None:
+    """Make a tiny population and a few rows, on the very types that the stage uses."""
+    Traffic(population(1000, 100, 1), 1, 0, 0.01).take(4096)
+
+
+if __name__ == "__main__":
+    run()
