@@ -300,6 +300,24 @@ def test_collector_looks_for_the_claim_first(tmp_path: Path, monkeypatch: pytest
     finish_and_check(volume, 1, log)
 
 
+def test_worker_that_starts_during_a_recovery_is_not_called_dead(tmp_path: Path) -> None:
+    volume = new_volume(tmp_path, 1)
+    alive = Alive("recoverer")
+    started: list[list[Claim]] = []
+
+    class Listing(Files):
+        def list(self, path: Path) -> list[str]:
+            if path == volume.features / "claimed" and not started:
+                alive.workers.add("new")  # the heartbeat first
+                started.append([])
+                started[0] = Hop(volume, "new", alive).claim(10)
+            return super().list(path)
+
+    recovered = Hop(on(volume, Listing(fsync=False)), "recoverer", alive).recover()
+    assert len(started[0]) == 1
+    assert recovered.taken_back == 0
+
+
 def test_durable_order(tmp_path: Path) -> None:
     """Staged files are synced before the commit, the commit before the publish, that before the commit is forgotten."""
     files = FaultingFiles(log=new_log())

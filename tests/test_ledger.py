@@ -274,6 +274,33 @@ def test_stale_listing_counts_nothing_twice(tmp_path: Path) -> None:
     assert read(volume).amount_total_cents == 1110
 
 
+def test_link_of_a_woken_folder_is_no_base(tmp_path: Path) -> None:
+    """Between listing and reading, the version is removed as old and a woken folder links its own of that number."""
+    volume = new_volume(tmp_path)
+    fold_twice(volume)
+    woken = read(volume)
+    listings = 0
+
+    class Frozen(Files):
+        def list(self, path: Path) -> list[str]:
+            nonlocal listings
+            names = super().list(path)
+            listings += path == volume.ledger
+            if path == volume.ledger and listings == 2:
+                for seq in range(1, 2 + KEPT_VERSIONS):
+                    add_pending(volume, seq)
+                    new_ledger(volume).fold()
+                add_pending(volume, 9)
+                woken.applied = [segment_name(9)]
+                assert volume.files.put_if_absent(volume.ledger / woken.key.file, msgspec.json.encode(woken))
+            return names
+
+    new_ledger(on(volume, Frozen(fsync=False))).fold()
+    assert listings > 2
+    fold_twice(volume)
+    assert read(volume).amount_total_cents == 11_110 + 10**9
+
+
 # Labels
 
 
