@@ -594,3 +594,17 @@ def test_commit_files_are_json_that_old_readers_understand(tmp_path: Path) -> No
     assert path.name == "000001-000000000001.json"
     commit = msgspec.json.decode(path.read_bytes())
     assert (commit["format"], commit["inputs"], commit["producers"]["g00"]["seq"]) == (1, [str(raw_name(1))], 1)
+
+
+def test_the_newest_segment_of_a_producer_that_pauses_stays(tmp_path: Path) -> None:
+    """However much others publish: a stale link must collide with it, and its producer resumes from it."""
+    volume = volume_at(tmp_path)
+    publish(volume, SIZES, "g00")
+    log = open_log(volume)
+    for _ in range(5):
+        publish(volume, [4], "g01")
+        drain(log)
+        log.checkpoint(force=True)
+    left = sorted(path.stem for path in volume.raw_ready(0).iterdir() if "-g00-" in path.name)
+    assert left == [str(raw_name(len(SIZES)))]
+    assert Producer(volume, "g00", 1, "next").resume()[:3] == (len(SIZES), str(TOTAL), TOTAL)
