@@ -70,16 +70,16 @@ def segments(draw):
         amt_cents=column(st.integers(0, 10**9), np.int32),
         label=column(st.sampled_from([-1, 0, 1]), np.int8),
     )
-    edges = st.sampled_from([0.0, 0.05, 0.15, 0.35, 0.52, 0.6, 0.9, 0.95, 1.0])
+    edges = st.sampled_from([0.0, 0.05, 0.5, 0.15, 0.35, 0.52, 0.6, 0.9, 0.95, 1.0])
     scores = column(st.one_of(edges, st.floats(0, 1, width=32)), np.float32)
-    return batch, scores, draw(st.integers(0, 2**51))
+    return batch, scores, draw(st.integers(0, 2**51)), draw(st.sampled_from([0.5, 0.52]))
 
 
-def frame(batch: pa.RecordBatch, scores: np.ndarray, train_end: int) -> pl.DataFrame:
+def frame(batch: pa.RecordBatch, scores: np.ndarray, train_end: int, threshold: float) -> pl.DataFrame:
     """The segment as a table with what each row counts as, one obvious expression each."""
     score = scores.astype(np.float64)
     times = batch.column("event_time").cast(pa.int64()).to_numpy()
-    flagged = score >= 0.52
+    flagged = score >= threshold
     fraud = batch.column("label").to_numpy() == 1
     return pl.DataFrame(
         {
@@ -115,9 +115,9 @@ def groups(table: pl.DataFrame, by: str) -> dict[str, Group]:
 @settings(max_examples=150, deadline=None)
 @given(segments())
 def test_aggregates_equal_a_slow_recomputation(segment):
-    batch, scores, train_end = segment
-    scored, got = decide(batch, scores, train_end=train_end)
-    table = frame(batch, scores, train_end)
+    batch, scores, train_end, threshold = segment
+    scored, got = decide(batch, scores, threshold=threshold, train_end=train_end)
+    table = frame(batch, scores, train_end, threshold)
     flagged = table.filter(pl.col("flagged"))
     assert scored.decisions.tolist() == table["flagged"].cast(pl.Int8).to_list()
     assert (got.count, got.cents) == (len(table), table["cents"].sum())

@@ -38,7 +38,8 @@ class Rows(NamedTuple):
     weight: NDArray[np.float32]  # source rows that a row stands for
     features: NDArray[np.float32]  # (n, width)
 
-    def take(self, rows: slice) -> Rows:
+    def take(self, rows: slice | NDArray[Any]) -> Rows:
+        """The rows of a slice, a mask or an order."""
         return Rows(*(column[rows] for column in self))
 
     @property
@@ -49,7 +50,7 @@ class Rows(NamedTuple):
 def in_order(rows: Rows) -> Rows:
     """The rows ascending in event time; ties by what they hold, so that the order of files has no say."""
     order = np.lexsort((rows.features[:, 0], rows.category, rows.cents, rows.event_time))
-    return Rows(*(column[order] for column in rows))
+    return rows.take(order)
 
 
 class CannotTrainError(ValueError):

@@ -31,7 +31,7 @@ def judge(challenger: Artifact, champion: Model | None, rows: Rows) -> Verdict:
     unseen = test.event_time > (champion.window.fit_end if champion.window else np.iinfo(np.int64).max)
     seen = not (test.label[unseen] > 0).any()
     if not seen:
-        test = Rows(*(column[unseen] for column in test))
+        test = test.take(unseen)
     theirs = _average_precision(test, champion.score(np.ascontiguousarray(test.features)))
     ours = _average_precision(test, predict(challenger.booster, test.features))
     figures = {

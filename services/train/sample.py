@@ -77,10 +77,7 @@ class Sample:
 
     def take(self, heads: Mapping[str, Head], delay_us: int) -> Rows:
         """The matured rows in the sample, in order."""
-        kept = []
-        for file in self._files.values():
-            mature = _mature(file, heads, delay_us)
-            kept.append(Rows(*(column[mature] for column in file.rows)))
+        kept = [file.rows.take(_mature(file, heads, delay_us)) for file in self._files.values()]
         if not kept:
             return _no_rows(self._width)
         return in_order(Rows(*(np.concatenate(columns) for columns in zip(*kept, strict=True))))
