@@ -185,8 +185,21 @@ def test_killed_at_every_call(tmp_path: Path, mode: str) -> None:
     assert k > 12
 
 
-def test_frozen_at_every_call(tmp_path: Path) -> None:
-    """A folder stops while others go on for longer than old versions are kept, and wakes up again."""
+class Hiding(Files):
+    """A stale listing that does not show one file yet."""
+
+    def __init__(self, hidden: str) -> None:
+        super().__init__(fsync=False)
+        self.hidden = hidden
+
+    def list(self, path: Path) -> list[str]:
+        return [name for name in super().list(path) if name != self.hidden]
+
+
+@pytest.mark.parametrize("folds", [1, 2 + KEPT_VERSIONS])
+@pytest.mark.parametrize("stale", [False, True])
+def test_frozen_at_every_call(tmp_path: Path, folds: int, stale: bool) -> None:
+    """A folder stops, others add one version or more than are kept, it wakes up; they may not see what it saw."""
     k, reached = 0, True
     while reached:
         k += 1
@@ -195,16 +208,27 @@ def test_frozen_at_every_call(tmp_path: Path) -> None:
         add_pending(volume, 1)
 
         def others(volume: Volume = volume) -> None:
-            for seq in range(2, 4 + KEPT_VERSIONS):
+            for seq in range(2, 2 + folds):
                 add_pending(volume, seq)
-                new_ledger(volume).fold()
+                new_ledger(on(volume, Hiding(f"{segment_name(1)}.json")) if stale else volume).fold()
 
         files = FaultingFiles(k, frozen=others)
         fold_twice(on(volume, files))
         reached = files.calls >= k
         if reached:
-            check_once(volume, 3 + KEPT_VERSIONS)
+            check_once(volume, 1 + folds)
     assert k > 10
+
+
+def test_what_a_stale_listing_lacks_is_not_forgotten(tmp_path: Path) -> None:
+    """A folder died before it removed what it had counted, and the next one's listing does not show the file."""
+    volume = new_volume(tmp_path)
+    add_pending(volume, 1)
+    new_ledger(volume).fold()
+    add_pending(volume, 1)  # as if it had not been removed
+    add_pending(volume, 2)
+    new_ledger(on(volume, Hiding(f"{segment_name(1)}.json"))).fold()
+    check_once(volume, 2)
 
 
 def test_reply_of_every_call_lost(tmp_path: Path) -> None:
