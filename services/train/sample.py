@@ -45,6 +45,7 @@ class Sample:
         self._arrived = 0.0  # source rows that ever came into the sample
         self._dropped_early = 0.0  # of those, the ones that left it before their label matured
         self._begun = False
+        self._counted: tuple[object, float] = (None, 0.0)  # what the last count was made of, and the count
 
     @property
     def rows(self) -> int:
@@ -72,8 +73,11 @@ class Sample:
 
     def matured(self, heads: Mapping[str, Head], delay_us: int) -> float:
         """Source rows whose label may be used by now, counted since this object was made."""
-        immature = sum(_weight(file.rows, ~_mature(file, heads, delay_us)) for file in self._files.values())
-        return max(0.0, self._arrived - self._dropped_early - immature)
+        state = (dict(heads), delay_us, list(self._files), self._arrived, self._dropped_early)
+        if self._counted[0] != state:  # an idle pipeline costs no pass over the sample
+            immature = sum(_weight(file.rows, ~_mature(file, heads, delay_us)) for file in self._files.values())
+            self._counted = (state, max(0.0, self._arrived - self._dropped_early - immature))
+        return self._counted[1]
 
     def take(self, heads: Mapping[str, Head], delay_us: int) -> Rows:
         """The matured rows in the sample, in order."""
