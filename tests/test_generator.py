@@ -296,7 +296,7 @@ def test_back_pressure_pauses_until_there_is_room(volume: Volume, monkeypatch: p
     assert "1,200 rows wait" in stage.detail
     assert published(volume)[0].num_rows == 1_200
     waiting = iter([850, 799])
-    monkeypatch.setattr(stage._backlog, "rows", lambda: namedtuple("rows", "raw_transactions")(next(waiting)))
+    monkeypatch.setattr(stage._backlog, "raw_transactions", lambda: next(waiting))
     clock.now += 1.0
     assert stage.step() == 0  # 850 is under the threshold, but not by enough
     clock.now += 1.0

@@ -207,7 +207,7 @@ class Generator(Stage):
         space = os.statvfs(self.volume.root)
         free = space.f_bavail * space.f_frsize
         need = settings.disk_low_bytes * (DISK_RELIEF if self.state == "disk_low" else 1.0)
-        waiting = self._backlog.rows().raw_transactions
+        waiting = self._backlog.raw_transactions()
         limit = settings.raw_transactions_critical * (RELIEF if self.state == "back_pressure" else 1.0)
         if free < need:
             self.state = "disk_low"
