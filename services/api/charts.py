@@ -1,0 +1,95 @@
+"""What the charts show: the last ten minutes by the second, and the models' own figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from services.api.business import status
+from services.api.infrastructure import model_state
+from services.api.snapshot import Sample, Snapshot, Version, assess, iso, iso_us
+
+Payload = dict[str, Any]
+CURVE_POINTS = 200
+
+
+def history(snapshot: Snapshot) -> Payload:
+    """Samples as columns, oldest first; all columns have the length of ``time`` (seconds since 1970)."""
+    columns: dict[str, Sequence[Any]] = {
+        name: [getattr(sample, name) for sample in snapshot.samples] for name in Sample._fields if name != "epoch"
+    }
+    return {"epoch": snapshot.epoch, **columns, "status": status(assess(snapshot), snapshot)}
+
+
+def model(snapshot: Snapshot) -> Payload:
+    """The model in service and the newest versions, oldest first."""
+    models = snapshot.models
+    versions = models.versions if models else ()
+    current = models.current if models else None
+    in_service = next((version for version in versions if version.name == current), None)
+    metrics = in_service.metrics if in_service else {}
+    return {
+        "status": status(assess(snapshot), snapshot),
+        "state": model_state(snapshot),
+        "in_service": None if current is None else _in_service(current, in_service, snapshot),
+        "versions": [_brief(version, current) for version in versions],
+        "refresh_seconds": _cadence(versions),
+        "pr_curve": list(metrics.get("pr_curve") or [])[:CURVE_POINTS],
+        "loss": _loss(metrics),
+        "thresholds": list(models.thresholds) if models else [],
+        "importances": [
+            {"feature": name, "share": share} for name, share in (metrics.get("importances") or {}).items()
+        ],
+        "by_scenario": metrics.get("by_scenario") or {},
+        "timestamp": iso(snapshot.time),
+    }
+
+
+def _in_service(current: str, version: Version | None, snapshot: Snapshot) -> Payload:
+    assert snapshot.models is not None
+    metrics = version.metrics if version else {}
+    window = snapshot.models.window or {}
+    names = ("average_precision", "auc", "logloss", "rows", "frauds", "base_rate", "test_base_rate", "test_rows",
+             "test_frauds", "trees", "train_seconds", "at_threshold", "stateless", "champion")  # fmt: skip
+    return {
+        "version": current,
+        "made_at": _time(version),
+        "age_seconds": max(0.0, snapshot.time.timestamp() - version.made_at) if version else None,
+        **{name: metrics.get(name) for name in names},
+        "train_end": iso_us(window["train_end"]) if "train_end" in window else None,
+        "parameters": snapshot.models.parameters,
+    }
+
+
+def _brief(version: Version, current: str | None) -> Payload:
+    at_threshold = version.metrics.get("at_threshold") or {}
+    return {
+        "version": version.name,
+        "made_at": _time(version),
+        "in_service": version.name == current,
+        "promoted": version.metrics.get("promoted"),
+        "average_precision": version.metrics.get("average_precision"),
+        "auc": version.metrics.get("auc"),
+        "logloss": version.metrics.get("logloss"),
+        "precision": at_threshold.get("precision"),
+        "recall": at_threshold.get("recall"),
+        "rows": version.metrics.get("rows"),
+        "train_seconds": version.metrics.get("train_seconds"),
+    }
+
+
+def _time(version: Version | None) -> str | None:
+    return iso(datetime.fromtimestamp(version.made_at, UTC)) if version else None
+
+
+def _cadence(versions: Iterable[Version]) -> float | None:
+    """Mean seconds between versions; None below two."""
+    times = [version.made_at for version in versions]
+    return (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else None
+
+
+def _loss(metrics: dict[str, Any]) -> Payload:
+    """Log loss of the training and validation part by tree."""
+    curves = metrics.get("curves") or {}
+    return {part: list((curves.get(part) or {}).get("logloss") or []) for part in ("train", "valid")}

@@ -1,0 +1,480 @@
+"""The shapes of all answers, for OpenAPI; tests hold the real answers against them. None: not known."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Ratio = float | None
+State = Literal["ok", "starting", "no_model", "stopped", "degraded", "unavailable"]
+Severity = Literal["normal", "warning", "critical"]
+Priority = Literal["inference", "training", "balanced"]
+Bands = dict[Literal["low", "medium", "high"], int]
+
+
+class Shape(BaseModel):
+    """No field beyond those that are declared: what is not documented is not sent."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class Status(Shape):
+    state: State = Field(description="How far the numbers beside it can be trusted")
+    reasons: list[str] = Field(description="Why it is not ok, in sentences")
+    ledger_age_seconds: float | None = Field(description="Since the ledger was last written")
+    data_age_seconds: float | None = Field(description="Since the newest decision that is counted")
+    epoch: int | None = Field(description="Raised by each reset")
+
+
+class ScoreBin(Shape):
+    bin: str
+    count: int
+    percentage: float | None = Field(description="Of all transactions")
+    score: float | None = Field(description="Height of the bar, 0 to 100")
+
+
+class VelocityMinute(Shape):
+    timestamp: str
+    time: str = Field(description='Minutes ago, such as "-29m"')
+    count: int
+    score: float | None
+
+
+class CategoryRisk(Shape):
+    category: str
+    amount: float
+    count: int
+    avg_risk_score: float | None
+    score: float | None
+    transactions: int
+
+
+class RiskSignal(Shape):
+    trans_num: str
+    risk_score: float
+    merchant: str
+    category: str
+    cc_num_masked: str
+    state: str
+    cardholder: str
+    amount: float
+    timestamp: str = Field(description="When it was decided")
+    event_time: str
+    seconds_ago: int
+    model_version: str
+    reasons: list[str]
+
+
+class Percentiles(Shape):
+    p50: float | None
+    p95: float | None
+    p99: float | None
+
+
+class Labels(Shape):
+    """Decisions against labels; the four outcomes are of matured rows out of sample."""
+
+    true_positives: int | None
+    false_positives: int | None
+    true_negatives: int | None
+    false_negatives: int | None
+    pending: int | None = Field(description="Rows whose labels have not matured")
+    in_sample: int | None = Field(description="Matured rows that the scoring model had seen")
+    unlabelled: int | None = Field(description="Rows without a label")
+
+
+class MlDetails(Shape):
+    precision: Ratio
+    recall: Ratio
+    accuracy: Ratio
+    false_positive_rate: Ratio
+    threshold: float
+    decision_latency_ms: float | None
+    latency_ms: Percentiles
+    model_version: str | None
+    labels: Labels
+
+
+class RiskConcentration(Shape):
+    top_1_percent_txns: int | None
+    top_1_percent_fraud_amount: float | None
+    total_fraud_amount: float | None
+    concentration_percentage: float | None
+    pattern_alert: str | None
+
+
+class StateRisk(Shape):
+    rank: int
+    state: str
+    fraud_amount: float
+    count: int
+    transactions: int
+
+
+class KpiValue(Shape):
+    id: int
+    key: str
+    name: str
+    value: float | int | list[dict[str, Any]] | dict[str, Any] | None
+    unit: str
+    formula: str
+    details: dict[str, float | None] | None = None
+
+
+class Metadata(Shape):
+    total_transactions: int | None
+    total_amount: float | None
+    high_risk_count: int | None
+    threshold: float
+    elapsed_hours: float | None
+    timestamp: str
+    data_source: str | None
+    dead_rows: int | None
+
+
+class BusinessMetrics(Shape):
+    status: Status
+    fraud_exposure_identified: float | None
+    fraud_rate: Ratio
+    alerts_per_million: float | None
+    high_risk_txn_rate: Ratio
+    projected_annual_savings: float | None
+    transactions_analyzed: int | None
+    risk_score_distribution: list[ScoreBin]
+    risk_bands: Bands | None
+    fraud_velocity: list[VelocityMinute]
+    risk_signals_by_category: list[CategoryRisk]
+    recent_risk_signals: list[RiskSignal]
+    ml_details: MlDetails
+    risk_concentration: RiskConcentration
+    state_risk: list[StateRisk]
+    state_risk_all: list[StateRisk]
+    kpis: list[KpiValue]
+    metadata: Metadata
+
+
+class Pipeline(Shape):
+    status: Literal["running", "paused", "stopped", "degraded"]
+    uptime_seconds: float | None
+    current_stage: Literal["generation", "preprocessing", "training", "inference"] | None
+
+
+class Progress(Shape):
+    """Rows out over rows in of each step, 0 to 100."""
+
+    data_ingestion: float | None
+    preprocessing: float | None
+    training: float | None
+    inference: float | None
+
+
+class Utilization(Shape):
+    cpu_cores: float | None
+    ram_percent: float | None
+    ram_gb: float | None
+
+
+class Throughput(Shape):
+    current: float | None
+    peak: float | None
+    unit: Literal["rows/sec"]
+
+
+class Totals(Shape):
+    total_transactions: int | None
+    fraud_detected: int | None
+    fraud_rate: Ratio
+    total_amount: float | None
+    fraud_amount: float | None
+
+
+class QueueBacklogs(Shape):
+    raw_transactions: int | None
+    features_ready: int | None
+    inference_results: int | None
+    training_queue: int | None
+
+
+class PodCounts(Shape):
+    generation: int | None
+    preprocessing: int | None
+    training: int | None
+    inference: int | None
+
+
+class SystemConfig(Shape):
+    generation_rate: float | Literal["max"]
+    system_priority: Priority | None
+    running: bool | None
+    threshold: float
+    control_enabled: bool = Field(description="Whether a token is configured")
+
+
+class Flashblade(Shape):
+    read_bytes_per_s: float | None
+    write_bytes_per_s: float | None
+    util_percent: float | None
+    free_bytes: int | None
+    total_bytes: int | None
+
+
+class Latency(Percentiles):
+    mean: float | None
+    recent: Percentiles = Field(description="Of the rows counted in the last seconds")
+
+
+class ModelState(Shape):
+    version: str | None
+    progress: str | None = Field(description="How far the first model is")
+    matured_rows: int | None
+    needed_rows: int | None
+
+
+class WorkerState(Shape):
+    stage: str
+    worker: str
+    state: str
+    detail: str
+    rows: int
+    rows_per_s: float
+    cpu_cores: float
+    rss_bytes: int
+    started_at: str
+    last_error: str | None
+
+
+class DeadRows(Shape):
+    segments: int
+    rows: int
+    unknown_segments: int
+    rejected_rows: int
+
+
+class Flow(Shape):
+    """Rows that each step has come to in this epoch."""
+
+    published: int | None
+    rejected: int | None
+    consumed: int | None
+    emitted: int | None
+    scored: int | None
+
+
+class Dashboard(Shape):
+    status: Status
+    pipeline: Pipeline
+    progress: Progress
+    utilization: Utilization
+    throughput: Throughput
+    business_metrics: Totals
+    queue_backlogs: QueueBacklogs
+    pod_counts: PodCounts
+    system_config: SystemConfig
+    flashblade: Flashblade
+    latency_ms: Latency
+    model: ModelState
+    workers: list[WorkerState] | None
+    dead: dict[str, DeadRows] | None
+    flow: Flow
+    timestamp: str
+
+
+class BacklogStatus(QueueBacklogs):
+    timestamp: str
+    status: Status
+
+
+class QueuePressure(Shape):
+    backlog: int | None
+    threshold_warning: int
+    threshold_critical: int
+    pressure_percent: float | None
+    status: Severity | None
+
+
+class PressureAlert(Shape):
+    severity: Severity
+    queue: str
+    message: str
+    backlog: int
+    threshold: int
+    timestamp: str
+
+
+class Replicas(Shape):
+    preprocessing: int | None
+    inference: int | None
+
+
+class BacklogPressure(Shape):
+    overall_pressure: Literal["normal", "medium", "high", "critical"] | None
+    queues: dict[Literal["raw_transactions", "features_ready", "inference_results"], QueuePressure]
+    alerts: list[PressureAlert]
+    recommendations: list[str]
+    recommended_replicas: Replicas
+    timestamp: str
+    status: Status
+
+
+class ChartSample(Shape):
+    time: float
+    epoch: int
+    generation: float | None
+    preprocessing: float | None
+    inference: float | None
+    flagged: float | None
+    p50_ms: float | None
+    p95_ms: float | None
+    p99_ms: float | None
+    raw_transactions: int | None
+    features_ready: int | None
+    inference_results: int | None
+    training_queue: int | None
+    read_bytes: float | None
+    write_bytes: float | None
+    precision: Ratio
+    recall: Ratio
+
+
+class History(Shape):
+    """Columns of equal length, oldest first."""
+
+    status: Status
+    epoch: int | None
+    time: list[float]
+    generation: list[float | None]
+    preprocessing: list[float | None]
+    inference: list[float | None]
+    flagged: list[float | None]
+    p50_ms: list[float | None]
+    p95_ms: list[float | None]
+    p99_ms: list[float | None]
+    raw_transactions: list[int | None]
+    features_ready: list[int | None]
+    inference_results: list[int | None]
+    training_queue: list[int | None]
+    read_bytes: list[float | None]
+    write_bytes: list[float | None]
+    precision: list[Ratio]
+    recall: list[Ratio]
+
+
+class InService(Shape):
+    version: str
+    made_at: str | None
+    age_seconds: float | None
+    average_precision: float | None
+    auc: float | None
+    logloss: float | None
+    rows: int | None
+    frauds: int | None
+    base_rate: float | None
+    test_base_rate: float | None
+    test_rows: int | None
+    test_frauds: int | None
+    trees: int | None
+    train_seconds: float | None
+    at_threshold: dict[str, float | None] | None
+    stateless: dict[str, float | None] | None
+    champion: dict[str, Any] | None
+    train_end: str | None
+    parameters: dict[str, Any] | None
+
+
+class ModelVersion(Shape):
+    version: str
+    made_at: str | None
+    in_service: bool
+    promoted: bool | None
+    average_precision: float | None
+    auc: float | None
+    logloss: float | None
+    precision: float | None
+    recall: float | None
+    rows: int | None
+    train_seconds: float | None
+
+
+class CurvePoint(Shape):
+    threshold: float
+    recall: float
+    precision: float
+
+
+class FeatureShare(Shape):
+    feature: str
+    share: float
+
+
+class ModelDetails(Shape):
+    status: Status
+    state: ModelState
+    in_service: InService | None
+    versions: list[ModelVersion]
+    refresh_seconds: float | None
+    pr_curve: list[CurvePoint]
+    loss: dict[Literal["train", "valid"], list[float]]
+    thresholds: list[dict[str, float | None]]
+    importances: list[FeatureShare]
+    by_scenario: dict[str, float | None]
+    timestamp: str
+
+
+class LiveMessage(Shape):
+    """A message of ``/ws/metrics``; the last four only when asked for with ``include``."""
+
+    timestamp: str
+    status: Status
+    throughput: Throughput
+    queue_backlogs: QueueBacklogs
+    pod_counts: PodCounts
+    utilization: Utilization
+    business_metrics: Totals
+    latency_ms: Latency
+    model: ModelState
+    system_config: SystemConfig
+    sample: ChartSample | None
+    business: BusinessMetrics | None = None
+    dashboard: Dashboard | None = None
+    pressure: BacklogPressure | None = None
+    model_details: ModelDetails | None = None
+
+
+class Health(Shape):
+    status: Literal["alive"]
+
+
+class Ready(Shape):
+    ready: bool
+    reasons: list[str]
+
+
+class Done(Shape):
+    success: Literal[True]
+    message: str
+    running: bool | None = None
+    epoch: int | None = None
+
+
+class Throttle(Shape):
+    success: Literal[True]
+    rate: float | Literal["max"]
+
+
+class PriorityDone(Shape):
+    success: Literal[True]
+    priority: Priority
+
+
+class Refusal(Shape):
+    success: Literal[False]
+    error: str
+
+
+class ThrottleOrder(BaseModel):
+    rate: Any = Field(description='Rows a second, 0 or more, or "max"', examples=[50000, "max"])
+
+
+class PriorityOrder(BaseModel):
+    priority: Any = Field(description="inference, training or balanced", examples=["balanced"])
