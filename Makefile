@@ -35,9 +35,10 @@ bench: install ## Measure throughput and latency; JSON on standard output
 	@$(BIN)/python -m bench.pipeline
 
 lock: install ## Pin the newest packages that requirements/*.in allow
-	cd requirements && for name in core tables model web run dev; do \
+	cd requirements && touch core.txt && for name in core tables model web run dev; do \
 		../$(BIN)/pip-compile --quiet --upgrade --generate-hashes --strip-extras --allow-unsafe --no-header \
-		--no-emit-index-url --no-emit-trusted-host --no-emit-find-links --output-file $$name.txt $$name.in || exit 1; done
+		--no-emit-index-url --no-emit-trusted-host --no-emit-find-links --constraint core.txt \
+		--output-file $$name.txt $$name.in || exit 1; done
 
 clean: ## Remove what tools left behind; volumes and .venv stay
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis artifacts build *.egg-info

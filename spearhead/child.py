@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import IO, Final
 
 BACKOFF_SECONDS: Final = (0.1, 2.0)  # wait before the first restart in a row, and the longest
-STEADY_SECONDS: Final = 10.0  # a process that lived this long starts a new row
+STEADY_SECONDS: Final = 2.0  # a process that lived this long starts a new row
 TAIL_BYTES: Final = 4096
 
 

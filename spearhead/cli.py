@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -28,7 +29,11 @@ app = typer.Typer(
 VolumeOption = Annotated[Path | None, typer.Option("--volume", help="Root of the volume [env FLASHBLADE_PATH]")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output")]
 DEFAULT_VOLUME = Path("var")  # of `up` without --volume and FLASHBLADE_PATH: a folder beside the code
-WARM = ("spearhead.warm", "services.generator.warm")  # modules whose run() compiles what the stages need
+WARM = {  # what compiles a stage's kernels: an image holds only its own stage
+    "generator": ("services.generator.warm", "run"),
+    "prep": ("spearhead.features", "warm"),
+    "inference": ("spearhead.scoring", "warm"),
+}
 
 
 @app.command()
@@ -52,11 +57,6 @@ def up(
     from spearhead.console import Console  # noqa: PLC0415, the other commands don't need it
     from spearhead.supervisor import Plan, Supervisor  # noqa: PLC0415
 
-    finite = rows is not None or (source is not None and not loop)
-    if once and not finite:
-        raise _refuse("--once needs an end: give --rows, or --source without --loop")
-    if source is None and loop:
-        raise _refuse("--loop needs --source")
     overrides: dict[str, Any] = {
         "FLASHBLADE_PATH": (volume or _default_volume()).expanduser().absolute(),
         "GENERATION_RATE": rate,
@@ -65,11 +65,16 @@ def up(
         "ROWS": rows,
         "SEED": seed,
         "PORT": port,
-        "RESULTS_RETENTION_BYTES": 0 if finite else None,  # a finite run keeps all its results
-        "RESULTS_RETENTION_SECONDS": 0 if finite else None,
     }
     environment = os.environ | {name: str(value) for name, value in overrides.items() if value is not None}
     settings = _settings(environment)
+    finite = settings.rows is not None or (settings.source is not None and not settings.loop)
+    if once and not finite:
+        raise _refuse("--once needs an end: give --rows, or --source without --loop")
+    if settings.loop and settings.source is None:
+        raise _refuse("--loop needs --source")
+    if finite:  # it keeps all its results
+        environment |= {"RESULTS_RETENTION_BYTES": "0", "RESULTS_RETENTION_SECONDS": "0"}
     stages = {"generator": 1, "prep": prep, "train": int(not no_train), "inference": inference, "api": int(not no_api)}
     plan = Plan(
         {stage: count for stage, count in stages.items() if count}, _single_threaded(environment), once, duration
@@ -78,6 +83,8 @@ def up(
         opened = _prepare(settings)
         if model is not None:
             _import_model(opened, model)
+        if once and no_train:
+            _need_model(opened)
         code = Supervisor(plan, settings, opened, Console()).run()
     except (ConfigurationError, VolumeError) as error:
         raise _refuse(str(error)) from error
@@ -123,9 +130,9 @@ def reset(volume: VolumeOption = None) -> None:
 @app.command()
 def warm() -> None:
     """Compile the numeric kernels, so that no stage has to at its start."""
-    for name in WARM:
-        if importlib.util.find_spec(name) is not None:
-            importlib.import_module(name).run()
+    for stage, (module, function) in WARM.items():
+        if importlib.util.find_spec(f"services.{stage}") is not None:
+            getattr(importlib.import_module(module), function)()
 
 
 def main() -> None:
@@ -176,6 +183,11 @@ def _import_model(volume: Volume, folder: Path) -> None:
         ModelStore(volume).import_folder(folder)
     except (ModelError, OSError) as error:
         raise ConfigurationError(f"--model {folder}: {error}") from error
+
+
+def _need_model(volume: Volume) -> None:
+    if not (volume.models / "current").exists():
+        raise ConfigurationError("--once with --no-train needs a model, or nothing is ever scored: give --model DIR")
 
 
 def _refuse(message: str) -> typer.Exit:

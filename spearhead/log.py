@@ -26,8 +26,9 @@ PIPELINE_BYTES: Final = 16 * MIB
 WORKER_BYTES: Final = 2 * MIB
 WORKER_FILES: Final = 32  # own logs kept of workers that have ended
 
-# As long as a card number, but not a sequence number (12 digits that begin with 0), which names segments and commits.
-_CARD_LIKE: Final = re.compile(r"(?<!\d)(?!0\d{11}(?!\d))\d{11,}")
+# As long as a card number, but not a sequence number (12 digits that begin with 0), which names segments and commits,
+# and not what follows a decimal point.
+_CARD_LIKE: Final = re.compile(r"(?<!\d)(?<!\d\.)(?!0\d{11}(?!\d))\d{11,}")
 _OWN_FIELDS: Final = frozenset({"stage", "worker", "time", "level"})
 _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
@@ -128,10 +129,15 @@ def mask_values(_logger: WrappedLogger, _method: str, event: EventDict) -> Event
     return {key: value if key in _OWN_FIELDS else _mask(value) for key, value in event.items()}
 
 
+def mask_text(text: str) -> str:
+    """``text`` with what looks like a card number turned into stars; names of segments stay readable."""
+    return _CARD_LIKE.sub(lambda match: "*" * len(match[0]), text)
+
+
 def _mask(value: Any) -> Any:
     if value is None or isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < 10**10):
         return value
-    return _CARD_LIKE.sub(lambda match: "*" * len(match[0]), str(value))
+    return mask_text(str(value))
 
 
 def prune_worker_logs(volume: Volume, keep: int = WORKER_FILES) -> None:

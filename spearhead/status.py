@@ -123,8 +123,18 @@ def _model(workers: list[Heartbeat]) -> str | None:
     return "/".join(sorted(map(str, versions))) or None
 
 
+def _current(volume: Volume) -> str | None:
+    """The version that waits for a worker to score with it."""
+    try:
+        return (volume.models / "current").read_text().strip() or None
+    except FileNotFoundError:
+        return None
+
+
 def _cannot_train(status: Status) -> str | None:
+    """The trainer's reason, once nothing more can come that might change it."""
     if status.model is not None:
         return None
-    reasons = [beat.figures.get("cannot_train") for beat in status.workers if beat.stage == "train"]
+    trainers = [beat.figures for beat in status.workers if beat.stage == "train"]
+    reasons = [figures.get("cannot_train") for figures in trainers if figures.get("source_ended")]
     return next((str(reason) for reason in reasons if reason), None)

@@ -32,10 +32,12 @@ from spearhead.volume import Volume
 
 EXIT_CANNOT_TRAIN: Final = 3
 EXIT_KILLED: Final = 130
+CHECKS: Final = 5  # of the generator's settings, if the process that checks is killed
 TICK_SECONDS: Final = 0.1
 LOOK_SECONDS: Final = 1.0
 ONCE_LOOK_SECONDS: Final = 0.25  # a finite run ends this soon after its last row
 GRACE_SECONDS: Final = 60.0  # for the stages to end by themselves
+_CLEAN: Final = (0, -signal.SIGTERM)  # the latter: it was asked before it had begun
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -119,8 +121,8 @@ class Supervisor:
     def _check(self) -> None:
         if "api" in self.plan.stages:
             check_port(self.settings.bind, self.settings.port)
-        if "generator" in self.plan.stages and self.settings.source is not None:
-            check_source(self.plan.environment)
+        if "generator" in self.plan.stages:
+            check_generator(self.plan.environment)
 
     # While they run
 
@@ -220,9 +222,10 @@ class Supervisor:
                 self._beat_at = time.monotonic() + self.settings.heartbeat_seconds
                 self._beat()
             time.sleep(TICK_SECONDS)
-        failed = [child for child in self.children if (ended := child.ended()) and ended.code not in (0, None)]
-        for child in failed:
-            self.console.note(f"{child.stage} did not end cleanly")
+        for child in self.children:
+            ended = child.ended()
+            if ended is not None and ended.code not in _CLEAN:
+                self.console.note(f"{child.stage} did not end cleanly ({ended.reason})")
         self.console.summary(self.watch.look(), time.monotonic() - self._began)
         return self._exit or 0
 
@@ -247,12 +250,16 @@ def check_port(bind: str, port: int) -> None:
             ) from error
 
 
-def check_source(environment: Mapping[str, str]) -> None:
-    """Have the generator look at its source, as nobody else knows the format. Raises ConfigurationError."""
+def check_generator(environment: Mapping[str, str]) -> None:
+    """Have the generator look at its source and settings: only it knows them. Raises ConfigurationError."""
     command = [sys.executable, "-m", "services.generator", "--check"]
-    done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    for _ in range(CHECKS):
+        done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        if done.returncode >= 0:  # not killed
+            break
     if done.returncode:
-        raise ConfigurationError(done.stderr.decode(errors="replace").strip() or "the source can't be replayed")
+        ended = Ended(done.returncode, done.stderr.decode(errors="replace").strip())
+        raise ConfigurationError(ended.stderr.removeprefix("spearhead generator: ") or f"generator: {ended.reason}")
 
 
 def place() -> str:
