@@ -106,7 +106,7 @@ class Records:
         kernel.pack_rings(self.store, self.entry_words, entries)
         fields[:, OFFSET] = -1
         fields[:, START] = 0
-        fields[:, SHAPE] &= ~0xFF
+        fields[:, SHAPE] = 0
         arrays: dict[str, NDArray[Any]] = {f"{name}_records": records, f"{name}_entries": entries}
         if self.remembers:
             arrays[f"{name}_recent"] = self.recent[: count * RECENT].copy()
@@ -165,8 +165,7 @@ class History:
             row, status = kernel.advance(
                 rows, begin, self._cards.store, self._cards.recent, self._merchants.store, self._cards.capacity,
                 self._merchants.capacity, self.label_delay_us, self.partitions, self._counters,
-                np.full(len(rows.name_hash), -1, np.int32), np.empty(kernel.BLOCK, np.uint64), np.empty(9, np.int64),
-                np.empty(RECENT, np.uint32), out,
+                kernel.scratch(len(rows.name_hash)), out,
             )  # fmt: skip
             self._counters[kernel.ROWS] += row - begin
             self._make_room(status)
@@ -253,21 +252,21 @@ def columns(batch: pa.RecordBatch) -> kernel.Rows:
     merchant = batch.column("merchant")
     names = merchant.dictionary
     _, offsets, text = names.buffers()
-    numbers = {name: _numbers(batch.column(name)) for name in _NUMBERS}
-    return kernel.Rows(
-        *(numbers[name] for name in _NUMBERS),
-        merchant=_numbers(merchant.indices),
-        name_offsets=_over(offsets, np.int32)[names.offset : names.offset + len(names) + 1],
-        name_bytes=_over(text, np.uint8),
-        name_hash=np.zeros(len(names), np.uint64),
+    return kernel.Rows._make(
+        [
+            *(_numbers(batch.column(name)) for name in _NUMBERS),
+            _numbers(merchant.indices),
+            _over(offsets, np.int32)[names.offset : names.offset + len(names) + 1],
+            _over(text, np.uint8),
+            np.zeros(len(names), np.uint64),
+        ]
     )
 
 
-_NUMBERS: Final = (
+_NUMBERS: Final = (  # in the order of kernel.Rows
     "event_time", "card", "amt_cents", "category", "label", "home_lat", "home_long", "merch_lat", "merch_long",
     "city_pop", "dob",
 )  # fmt: skip
-_PHYSICAL: Final = {"event_time": pa.int64(), "dob": pa.int32()}
 
 
 def _numbers(column: pa.Array) -> NDArray[Any]:

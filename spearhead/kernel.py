@@ -18,14 +18,18 @@ merchant``. A merchant's holds its 6-hour buckets that aren't empty, two words e
 labelled rows`` and ``cents << 20 | frauds``.
 """
 
+# What numpy's scalars give is Any to mypy; numba types it all.
+# mypy: disable-error-code="no-any-return, no-untyped-call"
+
 from __future__ import annotations
 
 import math
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import numba as nb
 import numpy as np
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
@@ -82,7 +86,8 @@ _PRIOR_FRAUDS: Final = 0.005  # one imagined row at the base rate
 DONE, CARDS_FULL, CARD_RING_FULL, MERCHANTS_FULL, MERCHANT_RING_FULL = range(5)
 LATE, TRUNCATED, ROWS = range(3)  # counters
 
-BLOCK: Final = 64  # rows whose memory is fetched ahead together
+BLOCK: Final = 16  # rows whose memory is fetched ahead together
+_AHEAD_MASK: Final = 4 * BLOCK - 1
 
 _F: Final = {name: place for place, name in enumerate(FEATURES)}
 (F_AMT, F_LOG_AMT, F_HOUR, F_WEEKDAY, F_NIGHT, F_WEEKEND, F_HOME_KM, F_CATEGORY, F_CITY_POP, F_AGE) = range(10)
@@ -100,7 +105,7 @@ class Store(NamedTuple):
     singles: NDArray[np.float32]
     ring: Int64s
     heap: Int64s
-    count: Int64s  # (1,) records
+    used: Int64s  # (1,) records
 
 
 class Rows(NamedTuple):
@@ -123,8 +128,44 @@ class Rows(NamedTuple):
     name_hash: NDArray[np.uint64]  # (names,) 0 until first needed
 
 
+class Ahead(NamedTuple):
+    """Scratch memory of one pass, by row number mod 4 BLOCK."""
+
+    hashes: NDArray[np.uint64]
+    records: Int64s  # the card's record, probably; -1 not known
+    merchants: NDArray[np.int32]  # (names,) record of each name, -1 not known
+    sums: Int64s  # (9,) a merchant's windows
+    copy: NDArray[np.uint32]  # (RECENT,)
+
+
+def scratch(names: int) -> Ahead:
+    """Scratch for a pass over a batch with ``names`` merchants; one pass only, since records may move after it."""
+    return Ahead(
+        np.empty(4 * BLOCK, np.uint64), np.empty(4 * BLOCK, np.int64), np.full(names, -1, np.int32),
+        np.empty(9, np.int64), np.empty(RECENT, np.uint32),
+    )  # fmt: skip
+
+
 # Without reference counts (kernels allocate nothing) and without calls that copy the stores' many fields: 3 x faster.
-_inlined: Final = nb.njit(_nrt=False, error_model="numpy", forceinline=True)
+_OPTIONS: Final[dict[str, Any]] = {"_nrt": False, "error_model": "numpy"}
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def _inlined(function: _Function) -> _Function:
+    """A part of a kernel."""
+    return cast(_Function, nb.njit(**_OPTIONS, forceinline=True)(function))
+
+
+def _compiled(function: _Function) -> _Function:
+    """A kernel, called from Python and kept in numba's cache."""
+    return cast(_Function, nb.njit(**_OPTIONS, cache=True, nogil=True)(function))
+
+
+@_inlined
+def _signed(number: Any) -> int:
+    """The same 64 bits as a signed number."""
+    return np.int64(number)  # type: ignore[return-value]
+
 
 # --- arithmetic -----------------------------------------------------------------------------------------------------
 
@@ -221,9 +262,8 @@ def name_key(rows: Rows, code: int) -> np.uint64:
 # --- stores ---------------------------------------------------------------------------------------------------------
 
 
-@intrinsic  # type: ignore[misc]
-def _fetch(typingctx: Any, array: Any, index: Any) -> Any:
-    """Ask the CPU to bring ``array[index]`` near; no effect but speed, and any index is safe."""
+def _prefetch(typingctx: Any, array: Any, index: Any) -> Any:
+    """Typing and code of ``_fetch``: one instruction."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         data = cgutils.create_struct_proxy(signature.args[0])(context, builder, value=args[0]).data
@@ -237,11 +277,15 @@ def _fetch(typingctx: Any, array: Any, index: Any) -> Any:
     return nb.types.void(array, nb.intp), codegen
 
 
+# Asks the CPU to bring array[index] near; no effect but speed, and any index is safe.
+_fetch: Callable[[NDArray[Any], int], None] = cast(Any, intrinsic(_prefetch))
+
+
 @_inlined
 def _find(store: Store, key: int, hashed: np.uint64) -> int:
     """Record number of ``key`` or -1."""
     mask = _u(len(store.table) - 1)
-    tag = np.int64(hashed >> np.uint64(32))
+    tag = _signed(hashed >> np.uint64(32))
     place = hashed & mask
     while store.table[place] != 0:
         entry = store.table[place]
@@ -256,7 +300,7 @@ def _find(store: Store, key: int, hashed: np.uint64) -> int:
 def _guess(store: Store, hashed: np.uint64) -> int:
     """Record number that ``_find`` will look at first, by the table alone, or -1."""
     mask = _u(len(store.table) - 1)
-    tag = np.int64(hashed >> np.uint64(32))
+    tag = _signed(hashed >> np.uint64(32))
     place = hashed & mask
     while store.table[place] != 0:
         entry = store.table[place]
@@ -272,21 +316,21 @@ def _enter(store: Store, record: int, hashed: np.uint64) -> None:
     place = hashed & mask
     while store.table[place] != 0:
         place = (place + _ONE) & mask
-    store.table[place] = np.int64((hashed >> np.uint64(32)) << np.uint64(32)) | (record + 1)
+    store.table[place] = _signed((hashed >> np.uint64(32)) << np.uint64(32)) | (record + 1)
 
 
-@nb.njit(_nrt=False, error_model="numpy", cache=True)
+@_compiled
 def index_records(store: Store) -> None:
     """Fill an empty table with all records."""
-    for record in range(store.count[0]):
+    for record in range(store.used[0]):
         _enter(store, record, mix(np.uint64(store.words[_u(record) * _RECORD_WORDS + KEY])))
 
 
 @_inlined
 def _insert(store: Store, key: int, hashed: np.uint64, time: int) -> int:
     """A new record without rows; there must be room."""
-    record = store.count[0]
-    store.count[0] += 1
+    record = store.used[0]
+    store.used[0] += 1
     base = _u(record) * _RECORD_WORDS
     for word in range(WORDS):
         store.words[base + _u(word)] = 0
@@ -294,6 +338,17 @@ def _insert(store: Store, key: int, hashed: np.uint64, time: int) -> int:
     store.words[base + LAST] = time
     store.ints[base * _u(2) + OFFSET] = -1
     _enter(store, record, hashed)
+    return record
+
+
+@_inlined
+def _recall(store: Store, key: int, hashed: np.uint64, guess: int, room: int, time: int) -> int:
+    """The record of ``key``, perhaps ``guess``, a new one if there is none; -1 if there is no room for it."""
+    if guess >= 0 and store.words[_u(guess) * _RECORD_WORDS + KEY] == key:
+        return guess
+    record = _find(store, key, hashed)
+    if record < 0 and store.used[0] < room:
+        record = _insert(store, key, hashed, time)
     return record
 
 
@@ -322,7 +377,7 @@ def _has_room(store: Store, record: int, width: int) -> bool:
     """Make room for one more entry of ``width`` words in a record's ring; False if the arena must grow first."""
     at = _u(record) * _RECORD_INTS
     length, offset = store.ints[at + LENGTH], store.ints[at + OFFSET]
-    log2 = store.ints[at + SHAPE] & 0xFF
+    log2 = store.ints[at + SHAPE]
     if offset >= 0 and (length + 1) * width <= 1 << log2:
         return True
     wanted = log2 + 1 if offset >= 0 else FIRST_BLOCK
@@ -333,7 +388,7 @@ def _has_room(store: Store, record: int, width: int) -> bool:
         _unroll(store, record, width, store.ring, block)
         _release(store, offset, log2)
     store.ints[at + OFFSET] = block
-    store.ints[at + SHAPE] += wanted - log2
+    store.ints[at + SHAPE] = wanted
     store.ints[at + START] = 0
     return True
 
@@ -342,7 +397,7 @@ def _has_room(store: Store, record: int, width: int) -> bool:
 def _unroll(store: Store, record: int, width: int, target: Int64s, first: int) -> int:
     """Copy a record's entries, oldest first, to ``target[first:]``; the number of words."""
     at = _u(record) * _RECORD_INTS
-    offset, mask = store.ints[at + OFFSET], (1 << (store.ints[at + SHAPE] & 0xFF)) - 1
+    offset, mask = store.ints[at + OFFSET], (1 << (store.ints[at + SHAPE])) - 1
     begin = store.ints[at + START] * width
     words = store.ints[at + LENGTH] * width
     for i in range(words):
@@ -350,19 +405,19 @@ def _unroll(store: Store, record: int, width: int, target: Int64s, first: int) -
     return words
 
 
-@nb.njit(_nrt=False, error_model="numpy", cache=True)
+@_compiled
 def pack_rings(store: Store, width: int, target: Int64s) -> None:
     """All records' entries one after the other, as a checkpoint keeps them."""
     first = 0
-    for record in range(store.count[0]):
+    for record in range(store.used[0]):
         first += _unroll(store, record, width, target, first)
 
 
-@nb.njit(_nrt=False, error_model="numpy", cache=True)
+@_compiled
 def unpack_rings(store: Store, width: int, packed: Int64s) -> bool:
     """Give every record the smallest ring that holds its entries; False if the arena is too small."""
     first = 0
-    for record in range(store.count[0]):
+    for record in range(store.used[0]):
         at = _u(record) * _RECORD_INTS
         words = store.ints[at + LENGTH] * width
         log2 = FIRST_BLOCK
@@ -374,21 +429,21 @@ def unpack_rings(store: Store, width: int, packed: Int64s) -> bool:
         for i in range(words):
             store.ring[block + i] = packed[first + i]
         store.ints[at + OFFSET] = block
-        store.ints[at + SHAPE] += log2 - (store.ints[at + SHAPE] & 0xFF)
+        store.ints[at + SHAPE] = log2
         store.ints[at + START] = 0
         first += words
     return True
 
 
-@nb.njit(_nrt=False, error_model="numpy", cache=True)
+@_compiled
 def remove_records(store: Store, recent: NDArray[np.uint32], gone: NDArray[np.bool_]) -> None:
     """Drop the records of which ``gone`` (records,) is true; the others close up in order. Empties the table."""
     kept = 0
-    for record in range(store.count[0]):
+    for record in range(store.used[0]):
         at = _u(record) * _RECORD_INTS
         if gone[record]:
             if store.ints[at + OFFSET] >= 0:
-                _release(store, store.ints[at + OFFSET], store.ints[at + SHAPE] & 0xFF)
+                _release(store, store.ints[at + OFFSET], store.ints[at + SHAPE])
             continue
         if kept < record:
             for i in range(WORDS):
@@ -398,8 +453,8 @@ def remove_records(store: Store, recent: NDArray[np.uint32], gone: NDArray[np.bo
                     recent[kept * RECENT + i] = recent[record * RECENT + i]
         kept += 1
     if len(recent) > 0:
-        recent[kept * RECENT : store.count[0] * RECENT] = 0
-    store.count[0] = kept
+        recent[kept * RECENT : store.used[0] * RECENT] = 0
+    store.used[0] = kept
     store.table[:] = 0
 
 
@@ -435,7 +490,7 @@ def _expire_card(cards: Store, record: int, now_ms: int) -> None:
     """Drop from the three windows what is a whole window old at ``now_ms``; repeating it changes nothing."""
     base, at = _u(record) * _RECORD_WORDS, _u(record) * _RECORD_INTS
     last_ms = cards.words[base + LAST] // _MS
-    offset, mask = cards.ints[at + OFFSET], (1 << (cards.ints[at + SHAPE] & 0xFF)) - 1
+    offset, mask = cards.ints[at + OFFSET], (1 << (cards.ints[at + SHAPE])) - 1
     newest = cards.ints[at + START] + cards.ints[at + LENGTH]  # one past it
     while cards.ints[at + ROWS_1H] > 0:
         entry = cards.ring[_u(offset + ((newest - cards.ints[at + ROWS_1H]) & mask))]
@@ -462,7 +517,7 @@ def _expire_card(cards: Store, record: int, now_ms: int) -> None:
 @_inlined
 def _drop_oldest(cards: Store, record: int, entry: int) -> None:
     base, at = _u(record) * _RECORD_WORDS, _u(record) * _RECORD_INTS
-    mask = (1 << (cards.ints[at + SHAPE] & 0xFF)) - 1
+    mask = (1 << (cards.ints[at + SHAPE])) - 1
     cards.words[base + CENTS_7D] -= (entry >> 1) & _CENTS_MASK
     cards.ints[at + START] = (cards.ints[at + START] + 1) & mask
     cards.ints[at + LENGTH] -= 1
@@ -506,6 +561,69 @@ def _visit(recent: NDArray[np.uint32], record: int, merchant: np.uint64, copy: N
 
 
 @_inlined
+def _enter_windows(cards: Store, record: int, now_ms: int, cents: int, new_merchant: int, counters: Int64s) -> None:
+    """The row into the card's ring, which has room, and all windows."""
+    base, at = _u(record) * _RECORD_WORDS, _u(record) * _RECORD_INTS
+    words, ints = cards.words, cards.ints
+    if ints[at + LENGTH] == CARD_ROWS_MAX:
+        counters[TRUNCATED] += 1
+        _truncate_card(cards, record)
+    mask = (1 << ints[at + SHAPE]) - 1
+    place = _u(ints[at + OFFSET] + ((ints[at + START] + ints[at + LENGTH]) & mask))
+    cards.ring[place] = (now_ms & _TIME_MASK) << 31 | cents << 1 | new_merchant
+    ints[at + LENGTH] += 1
+    ints[at + ROWS_24H] += 1
+    ints[at + ROWS_1H] += 1
+    words[base + CENTS_7D] += cents
+    words[base + CENTS_24H] += cents
+    words[base + CENTS_1H] += cents
+    ints[at + SMALL_1H] += 1 if cents < _SMALL_CENTS else 0
+    ints[at + NEW_24H] += new_merchant
+
+
+@_inlined
+def _window_features(cards: Store, record: int, out: NDArray[np.float32]) -> None:
+    base, at = _u(record) * _RECORD_WORDS, _u(record) * _RECORD_INTS
+    rows_1h, rows_24h, rows_7d = cards.ints[at + ROWS_1H], cards.ints[at + ROWS_24H], cards.ints[at + LENGTH]
+    sum_1h = cards.words[base + CENTS_1H] / 100.0
+    sum_24h = cards.words[base + CENTS_24H] / 100.0
+    sum_7d = cards.words[base + CENTS_7D] / 100.0
+    out[F_CARD + 1] = rows_1h
+    out[F_CARD + 2] = rows_24h
+    out[F_CARD + 3] = rows_7d
+    out[F_CARD + 4] = sum_1h
+    out[F_CARD + 5] = sum_24h
+    out[F_CARD + 6] = sum_7d
+    out[F_CARD + 7] = sum_1h / rows_1h
+    out[F_CARD + 8] = sum_24h / rows_24h
+    out[F_CARD + 9] = sum_7d / rows_7d
+    out[F_CARD + 16] = cards.ints[at + NEW_24H]
+    out[F_CARD + 18] = cards.ints[at + SMALL_1H]
+
+
+@_inlined
+def _habit_features(
+    cards: Store, record: int, log_amount: float, amount: float, now: int, night: bool, out: NDArray[np.float32]
+) -> None:
+    """Features against the running means of the card's earlier rows, which then hold this one."""
+    base, at = _u(record) * _RECORD_WORDS, _u(record) * _RECORD_INTS
+    floats, seen = cards.floats, cards.ints[at + SEEN_ROWS]
+    off, variance = log_amount - floats[base + LOG_MEAN], floats[base + LOG_VARIANCE]
+    days = (now - cards.words[base + FIRST]) / _DAY_US
+    out[F_CARD + 10] = off / max(math.sqrt(variance), _LOG_STD_FLOOR) if seen >= 2 else 0.0
+    out[F_CARD + 11] = amount / max(floats[base + MEAN], 0.01) if seen > 0 else 1.0
+    out[F_CARD + 12] = cards.ints[at + ROWS_24H] * max(days, 1.0) / (seen + 1.0)
+    out[F_CARD + 19] = days
+    out[F_CARD + 20] = floats[base + NIGHT_SHARE]
+
+    weight = 1.0 / min(seen + 1, _MEMORY)
+    floats[base + LOG_MEAN] += off * weight
+    floats[base + LOG_VARIANCE] = (1.0 - weight) * (variance + off * off * weight)
+    floats[base + MEAN] += (amount - floats[base + MEAN]) * weight
+    floats[base + NIGHT_SHARE] += ((1.0 if night else 0.0) - floats[base + NIGHT_SHARE]) * weight
+
+
+@_inlined
 def _card_row(
     cards: Store,
     recent: NDArray[np.uint32],
@@ -521,77 +639,35 @@ def _card_row(
 ) -> None:
     """Features of row ``i`` from its card's history, which then holds the row. Its ring has room and is expired."""
     base, at = _u(record) * _RECORD_WORDS, _u(record) * _RECORD_INTS
-    words, ints, floats, singles = cards.words, cards.ints, cards.floats, cards.singles
-    time = rows.time[i]
-    seen = ints[at + SEEN_ROWS]
-    if seen == 0:
-        words[base + FIRST] = time
-    gap_us = time - words[base + LAST]
+    words, ints, places = cards.words, cards.ints, cards.singles
+    first = ints[at + SEEN_ROWS] == 0
+    if first:
+        words[base + FIRST] = rows.time[i]
+    gap_us = rows.time[i] - words[base + LAST]
     if gap_us < 0:
         counters[LATE] += 1
         gap_us = 0
     now = words[base + LAST] + gap_us
     words[base + LAST] = now
-    cents = np.int64(rows.cents[i])
+    cents = _signed(rows.cents[i])
     new_merchant = 1 if _visit(recent, record, merchant, copy) else 0
+    _enter_windows(cards, record, now // _MS, cents, new_merchant, counters)
+    _window_features(cards, record, out)
+    _habit_features(cards, record, log_amount, cents / 100.0, now, night, out)
 
-    if ints[at + LENGTH] == CARD_ROWS_MAX:
-        counters[TRUNCATED] += 1
-        _truncate_card(cards, record)
-    mask = (1 << (ints[at + SHAPE] & 0xFF)) - 1
-    place = _u(ints[at + OFFSET] + ((ints[at + START] + ints[at + LENGTH]) & mask))
-    cards.ring[place] = ((now // _MS) & _TIME_MASK) << 31 | cents << 1 | new_merchant
-    ints[at + LENGTH] += 1
-    ints[at + ROWS_24H] += 1
-    ints[at + ROWS_1H] += 1
-    words[base + CENTS_7D] += cents
-    words[base + CENTS_24H] += cents
-    words[base + CENTS_1H] += cents
-    ints[at + SMALL_1H] += 1 if cents < _SMALL_CENTS else 0
-    ints[at + NEW_24H] += new_merchant
-
-    n1, n24, n7 = ints[at + ROWS_1H], ints[at + ROWS_24H], ints[at + LENGTH]
-    sum1, sum24, sum7 = words[base + CENTS_1H] / 100.0, words[base + CENTS_24H] / 100.0, words[base + CENTS_7D] / 100.0
-    out[F_CARD + 0] = ln(1.0 + gap_us * 1e-6) if seen > 0 else -1.0
-    out[F_CARD + 1] = n1
-    out[F_CARD + 2] = n24
-    out[F_CARD + 3] = n7
-    out[F_CARD + 4] = sum1
-    out[F_CARD + 5] = sum24
-    out[F_CARD + 6] = sum7
-    out[F_CARD + 7] = sum1 / n1
-    out[F_CARD + 8] = sum24 / n24
-    out[F_CARD + 9] = sum7 / n7
-
-    amount = cents / 100.0
-    std = math.sqrt(floats[base + LOG_VARIANCE])
-    days = (now - words[base + FIRST]) / _DAY_US
-    out[F_CARD + 10] = (log_amount - floats[base + LOG_MEAN]) / max(std, _LOG_STD_FLOOR) if seen >= 2 else 0.0
-    out[F_CARD + 11] = amount / max(floats[base + MEAN], 0.01) if seen > 0 else 1.0
-    out[F_CARD + 12] = n24 * max(days, 1.0) / (seen + 1.0)
     km = 0.0
-    if seen > 0:
-        km = distance_km(singles[at + LAST_LAT], singles[at + LAST_LONG], rows.merch_lat[i], rows.merch_long[i])
+    if not first:
+        km = distance_km(places[at + LAST_LAT], places[at + LAST_LONG], rows.merch_lat[i], rows.merch_long[i])
+    category = 1 << (rows.category[i] & 31)
+    out[F_CARD + 0] = -1.0 if first else ln(1.0 + gap_us * 1e-6)
     out[F_CARD + 13] = km
     out[F_CARD + 14] = min(km * 3600.0 / max(gap_us * 1e-6, _GAP_FLOOR_S), _SPEED_MAX)
-    category = 1 << (rows.category[i] & 31)
     out[F_CARD + 15] = new_merchant
-    out[F_CARD + 16] = ints[at + NEW_24H]
     out[F_CARD + 17] = 0.0 if ints[at + SEEN_CATEGORIES] & category else 1.0
-    out[F_CARD + 18] = ints[at + SMALL_1H]
-    out[F_CARD + 19] = days
-    out[F_CARD + 20] = floats[base + NIGHT_SHARE]
-
-    weight = 1.0 / min(seen + 1, _MEMORY)
-    off = log_amount - floats[base + LOG_MEAN]
-    floats[base + LOG_MEAN] += off * weight
-    floats[base + LOG_VARIANCE] = (1.0 - weight) * (floats[base + LOG_VARIANCE] + off * off * weight)
-    floats[base + MEAN] += (amount - floats[base + MEAN]) * weight
-    floats[base + NIGHT_SHARE] += ((1.0 if night else 0.0) - floats[base + NIGHT_SHARE]) * weight
-    singles[at + LAST_LAT] = rows.merch_lat[i]
-    singles[at + LAST_LONG] = rows.merch_long[i]
+    places[at + LAST_LAT] = rows.merch_lat[i]
+    places[at + LAST_LONG] = rows.merch_long[i]
     ints[at + SEEN_CATEGORIES] |= category
-    ints[at + SEEN_ROWS] = min(seen, 0x7FFFFFFE) + 1
+    ints[at + SEEN_ROWS] = min(ints[at + SEEN_ROWS], 0x7FFFFFFE) + 1
 
 
 # --- a merchant's history -------------------------------------------------------------------------------------------
@@ -600,8 +676,8 @@ def _card_row(
 @_inlined
 def _entry(merchants: Store, at: np.uint64, index: int) -> np.uint64:
     """Place in the arena of a merchant's ``index``-th oldest bucket; ``at`` is its record's first int32."""
-    mask = (1 << (merchants.ints[at + SHAPE] & 0xFF)) - 1
-    return _u(np.int64(merchants.ints[at + OFFSET]) + (((merchants.ints[at + START] + index) * 2) & mask))
+    mask = (1 << (merchants.ints[at + SHAPE])) - 1
+    return _u(_signed(merchants.ints[at + OFFSET]) + (((merchants.ints[at + START] + index) * 2) & mask))
 
 
 @_inlined
@@ -640,7 +716,7 @@ def _advance_merchant(merchants: Store, record: int, bucket: int, mature: int) -
             break
         ints[at + LABELLED_30D] -= ring[place] & _LOW20
         ints[at + FRAUDS_30D] -= ring[place + _ONE] & _LOW20
-        ints[at + START] = (ints[at + START] + 1) & ((1 << ((ints[at + SHAPE] & 0xFF) - 1)) - 1)
+        ints[at + START] = (ints[at + START] + 1) & ((1 << ((ints[at + SHAPE]) - 1)) - 1)
         ints[at + LENGTH] -= 1
         for field in (FROM_24H, FROM_7D, MATURE, RISK_FROM_1D, RISK_FROM_7D):
             ints[at + field] -= 1
@@ -708,15 +784,25 @@ def _scan_merchant(merchants: Store, record: int, bucket: int, mature: int, sums
 
 
 @_inlined
-def _read_merchant(merchants: Store, record: int, sums: Int64s) -> None:
+def _merchant_windows(
+    merchants: Store, record: int, time: int, clock: int, label_delay: int, cents: int, sums: Int64s
+) -> None:
+    """The windows of a row at ``time``, which they hold, into ``sums`` (9,); they have been moved on to ``clock``."""
     at = _u(record) * _RECORD_INTS
-    for field in range(8):
-        sums[field] = merchants.ints[at + M_ROWS_24H + _u(field)]
-    sums[8] = merchants.words[_u(record) * _RECORD_WORDS + M_CENTS_7D]
+    bucket, mature = time // BUCKET_US, (time - label_delay) // BUCKET_US
+    if bucket == clock // BUCKET_US and mature == (clock - label_delay) // BUCKET_US:
+        for field in range(8):
+            sums[field] = merchants.ints[at + M_ROWS_24H + _u(field)]
+        sums[8] = merchants.words[_u(record) * _RECORD_WORDS + M_CENTS_7D]
+    else:
+        _scan_merchant(merchants, record, bucket, mature, sums)
+    sums[0] += 1
+    sums[1] += 1
+    sums[8] += cents
 
 
 @_inlined
-def _merchant_row(
+def _merchant_features(
     merchants: Store, record: int, cents: int, partitions: int, sums: Int64s, out: NDArray[np.float32]
 ) -> None:
     """Features from the merchant's windows ``sums``, which hold the row, and from the mean of its earlier rows."""
@@ -740,44 +826,52 @@ def _merchant_row(
 
 
 @_inlined
-def _fetch_ahead(
-    rows: Rows,
-    begin: int,
-    end: int,
-    cards: Store,
-    recent: NDArray[np.uint32],
-    merchants: Store,
-    merchant_record: NDArray[np.int32],
-    hashes: NDArray[np.uint64],
-) -> None:
-    """Hash the cards of rows ``begin`` to ``end`` and have the CPU fetch what they will touch; reads only."""
-    mask = len(cards.table) - 1
+def _fetch_tables(rows: Rows, begin: int, end: int, cards: Store, ahead: Ahead) -> None:
+    """Hash the cards of rows ``begin`` to ``end``, fetch where the table may have them."""
+    mask = _u(len(cards.table) - 1)
     for i in range(begin, end):
         h = mix(rows.card[i])
-        hashes[i - begin] = h
-        _fetch(cards.table, np.int64(h) & mask)
+        ahead.hashes[i & _AHEAD_MASK] = h
+        _fetch(cards.table, _signed(h & mask))
+
+
+@_inlined
+def _fetch_records(
+    rows: Rows, begin: int, end: int, cards: Store, recent: NDArray[np.uint32], merchants: Store, ahead: Ahead
+) -> None:
     for i in range(begin, end):
-        record = _guess(cards, hashes[i - begin])
+        record = _guess(cards, ahead.hashes[i & _AHEAD_MASK])
+        ahead.records[i & _AHEAD_MASK] = record
         if record >= 0:
             _fetch(cards.words, record * WORDS)
             _fetch(cards.words, record * WORDS + WORDS // 2)
             _fetch(recent, record * RECENT)
             _fetch(recent, record * RECENT + RECENT // 2)
-        merchant = merchant_record[rows.merchant[i]]
+        merchant = ahead.merchants[rows.merchant[i]]
         if merchant >= 0:
             _fetch(merchants.words, merchant * WORDS)
             _fetch(merchants.words, merchant * WORDS + WORDS // 2)
+
+
+@_inlined
+def _fetch_rings(rows: Rows, begin: int, end: int, cards: Store, merchants: Store, ahead: Ahead) -> None:
+    """Fetch the oldest and newest of the cards' rows and the newest of the merchants' buckets."""
     for i in range(begin, end):
-        record = _guess(cards, hashes[i - begin])
+        record = ahead.records[i & _AHEAD_MASK]
         if record >= 0:
             at = _u(record) * _RECORD_INTS
-            offset, mask_ring = cards.ints[at + OFFSET], (1 << (cards.ints[at + SHAPE] & 0xFF)) - 1
+            offset, mask = cards.ints[at + OFFSET], (1 << cards.ints[at + SHAPE]) - 1
             start, length = cards.ints[at + START], cards.ints[at + LENGTH]
             _fetch(cards.ring, offset + start)
-            _fetch(cards.ring, offset + ((start + length) & mask_ring))
+            _fetch(cards.ring, offset + ((start + length - 1) & mask))
+            _fetch(cards.ring, offset + ((start + length) & mask))
+        merchant = ahead.merchants[rows.merchant[i]]
+        if merchant >= 0:
+            at = _u(merchant) * _RECORD_INTS
+            _fetch(merchants.ring, _signed(_entry(merchants, at, merchants.ints[at + LENGTH] - 1)))
 
 
-@nb.njit(_nrt=False, error_model="numpy", cache=True, nogil=True)
+@_compiled
 def advance(
     rows: Rows,
     begin: int,
@@ -789,66 +883,49 @@ def advance(
     label_delay: int,
     partitions: int,
     counters: Int64s,
-    merchant_record: NDArray[np.int32],
-    hashes: NDArray[np.uint64],
-    sums: Int64s,
-    copy: NDArray[np.uint32],
+    ahead: Ahead,
     out: NDArray[np.float32],
 ) -> tuple[int, int]:
     """Features of rows from ``begin`` on into ``out`` (n, WIDTH), and the rows into the state.
 
     Returns (row, status): DONE with n, or the row before which a store must get room; that row changed nothing yet
     that doing it again would change otherwise. ``cards_room`` and ``merchants_room`` are how many records fit.
-    ``recent`` is (cards * RECENT,): per card a circle of merchants' marks, newest first. ``label_delay`` in us.
+    ``recent`` is (cards * RECENT,): per card the marks of merchants, newest first. ``label_delay`` in us.
     """
     n = len(rows.time)
-    for block in range(begin, n, BLOCK):
-        end = min(block + BLOCK, n)
-        _fetch_ahead(rows, block, end, cards, recent, merchants, merchant_record, hashes)
-        for i in range(block, end):
-            time = rows.time[i]
-            code = rows.merchant[i]
+    for block in range(begin - 3 * BLOCK, n, BLOCK):
+        # Three blocks ahead the table, two ahead what it points at, one ahead what that points at.
+        _fetch_tables(rows, max(begin, block + 3 * BLOCK), min(block + 4 * BLOCK, n), cards, ahead)
+        _fetch_records(rows, max(begin, block + 2 * BLOCK), min(block + 3 * BLOCK, n), cards, recent, merchants, ahead)
+        _fetch_rings(rows, max(begin, block + BLOCK), min(block + 2 * BLOCK, n), cards, merchants, ahead)
+        for i in range(max(begin, block), min(block + BLOCK, n)):
+            time, code, cents = rows.time[i], rows.merchant[i], _signed(rows.cents[i])
             name = name_key(rows, code)
-            card = _find(cards, np.int64(rows.card[i]), hashes[i - block])
+            guess, hashed = ahead.records[i & _AHEAD_MASK], ahead.hashes[i & _AHEAD_MASK]
+            card = _recall(cards, _signed(rows.card[i]), hashed, guess, cards_room, time)
             if card < 0:
-                if cards.count[0] >= cards_room:
-                    return i, CARDS_FULL
-                card = _insert(cards, np.int64(rows.card[i]), hashes[i - block], time)
+                return i, CARDS_FULL
             _expire_card(cards, card, max(time, cards.words[_u(card) * _RECORD_WORDS + LAST]) // _MS)
             if cards.ints[_u(card) * _RECORD_INTS + LENGTH] < CARD_ROWS_MAX and not _has_room(cards, card, 1):
                 return i, CARD_RING_FULL
-            merchant = np.int64(merchant_record[code])
+            merchant = _recall(merchants, _signed(name), mix(name), ahead.merchants[code], merchants_room, time)
             if merchant < 0:
-                key = np.int64(name)
-                merchant = _find(merchants, key, mix(name))
-                if merchant < 0:
-                    if merchants.count[0] >= merchants_room:
-                        return i, MERCHANTS_FULL
-                    merchant = _insert(merchants, key, mix(name), time)
-                merchant_record[code] = merchant
-            clock = merchants.words[_u(merchant) * _RECORD_WORDS + LAST]
-            newest = max(time, clock)
-            bucket, mature = time // BUCKET_US, (time - label_delay) // BUCKET_US
-            now_bucket, now_mature = newest // BUCKET_US, (newest - label_delay) // BUCKET_US
-            cents = np.int64(rows.cents[i])
-            if time > clock:
-                _advance_merchant(merchants, merchant, now_bucket, now_mature)
-            new_bucket = _needs_bucket(merchants, merchant, now_bucket, cents)
+                return i, MERCHANTS_FULL
+            ahead.merchants[code] = merchant
+            before = merchants.words[_u(merchant) * _RECORD_WORDS + LAST]
+            clock = max(time, before)
+            bucket, mature = clock // BUCKET_US, (clock - label_delay) // BUCKET_US
+            if bucket != before // BUCKET_US or mature != (before - label_delay) // BUCKET_US:
+                _advance_merchant(merchants, merchant, bucket, mature)
+            new_bucket = _needs_bucket(merchants, merchant, bucket, cents)
             if new_bucket and not _has_room(merchants, merchant, 2):
                 return i, MERCHANT_RING_FULL
 
             log_amount = ln(1.0 + cents / 100.0)
             night = _row_alone(rows, i, log_amount, out[i])
-            _card_row(cards, recent, card, rows, i, name, log_amount, night, counters, copy, out[i])
-            merchants.words[_u(merchant) * _RECORD_WORDS + LAST] = newest
-            if bucket == now_bucket and mature == now_mature:
-                _add_merchant_row(merchants, merchant, new_bucket, now_bucket, cents, rows.label[i])
-                _read_merchant(merchants, merchant, sums)
-            else:
-                _scan_merchant(merchants, merchant, bucket, mature, sums)
-                sums[0] += 1
-                sums[1] += 1
-                sums[8] += cents
-                _add_merchant_row(merchants, merchant, new_bucket, now_bucket, cents, rows.label[i])
-            _merchant_row(merchants, merchant, cents, partitions, sums, out[i])
+            _card_row(cards, recent, card, rows, i, name, log_amount, night, counters, ahead.copy, out[i])
+            _merchant_windows(merchants, merchant, time, clock, label_delay, cents, ahead.sums)
+            _add_merchant_row(merchants, merchant, new_bucket, bucket, cents, rows.label[i])
+            _merchant_features(merchants, merchant, cents, partitions, ahead.sums, out[i])
+            merchants.words[_u(merchant) * _RECORD_WORDS + LAST] = clock
     return n, DONE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 import re
 import subprocess
@@ -32,9 +33,10 @@ F = {name: place for place, name in enumerate(FEATURES)}
 def make_batch(rows: list[dict[str, object]]) -> pa.RecordBatch:
     """A batch of schema.RAW; what a row does not say has a default."""
     default: dict[str, object] = {
-        "trans_num": "t", "event_time": START, "ingested_at": 0, "card": 1, "last4": 0, "amt_cents": 1000, "category": 0,
-        "state": 0, "merchant": "m", "first": "x", "last_initial": 65, "label": 0, "scenario": 0, "home_lat": 40.0,
-        "home_long": -90.0, "merch_lat": 40.5, "merch_long": -90.5, "city_pop": 1000, "dob": date(1980, 1, 1),
+        "trans_num": "t", "event_time": START, "ingested_at": 0, "card": 1, "last4": 0, "amt_cents": 1000,
+        "category": 0, "state": 0, "merchant": "m", "first": "x", "last_initial": 65, "label": 0, "scenario": 0,
+        "home_lat": 40.0, "home_long": -90.0, "merch_lat": 40.5, "merch_long": -90.5, "city_pop": 1000,
+        "dob": date(1980, 1, 1),
     }  # fmt: skip
     full = [default | row for row in rows]
     return pa.RecordBatch.from_arrays([pa.array([r[f.name] for r in full], f.type) for f in RAW], schema=RAW)
@@ -167,7 +169,7 @@ def sparkov_slice() -> pa.RecordBatch:
 
 def cut(batch: pa.RecordBatch, places: list[int]) -> list[pa.RecordBatch]:
     edges = [0, *sorted(place % (batch.num_rows + 1) for place in places), batch.num_rows]
-    return [batch.slice(a, b - a) for a, b in zip(edges, edges[1:], strict=False)]
+    return [batch.slice(a, b - a) for a, b in itertools.pairwise(edges)]
 
 
 @PATIENT
@@ -278,7 +280,7 @@ def test_later_rows_change_nothing_earlier(rows: list[dict[str, object]], place:
 def test_labels_that_have_not_matured_change_nothing(
     rows: list[dict[str, object]], label_delay: int, place: int
 ) -> None:
-    """For every row: turning each label that is younger than the row's own event time less the delay changes nothing."""
+    """Turning every label that is younger than a row's own event time less the delay leaves that row as it is."""
     place %= len(rows)
     limit = int(rows[place]["event_time"]) - label_delay  # type: ignore[call-overload]
     turned = [row | ({"label": 1 - abs(int(row["label"]))} if row["event_time"] > limit else {}) for row in rows]  # type: ignore[call-overload, operator]
