@@ -1,17 +1,20 @@
 """A checkpoint: what prep's state was after a step of a partition's log, so that only later steps are replayed.
 
-The file ``checkpoints/pNN/<epoch:06d>-<step:012d>.state`` is: the magic ``SPHSTATE``; the length of the header, 8
-bytes, little endian; the header, a JSON object (``Header``); then the bytes of each array in the header's order.
+The file ``checkpoints/pNN/<epoch:06d>-<step:012d>.state`` begins with 24 bytes, little endian: the magic ``SPHSTATE``,
+the format (32 bits), the CRC-32 of the header, the header's length (64 bits). Then comes the header, a JSON object
+(``Header``), and the bytes of each array in the header's order.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
+import struct
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -22,6 +25,7 @@ from spearhead.files import Files
 FORMAT: Final = 1
 MAGIC: Final = b"SPHSTATE"
 SUFFIX: Final = ".state"
+_START = struct.Struct("<8sIIQ")
 _NAME = re.compile(r"^(\d{6,})-(\d{12})\.state$")
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -44,7 +48,6 @@ class ArraySpec(msgspec.Struct, frozen=True):
 class Header(msgspec.Struct, frozen=True, kw_only=True):
     """What the arrays are and which step they are after; ``seqs`` is the highest number taken of each producer."""
 
-    format: int = FORMAT
     epoch: int
     step: int
     seqs: dict[str, int]
@@ -82,7 +85,7 @@ def write_checkpoint(files: Files, path: Path, step: CheckpointName, seqs: Mappi
         files.step("open", temporary)
         with open(temporary, "xb") as file:
             files.step("write", temporary)
-            file.write(MAGIC + len(encoded).to_bytes(8, "little") + encoded)
+            file.write(_START.pack(MAGIC, FORMAT, zlib.crc32(encoded), len(encoded)) + encoded)
             for array in whole.values():
                 file.write(_bytes(array))
         files.sync_file(temporary)
@@ -96,20 +99,17 @@ def write_checkpoint(files: Files, path: Path, step: CheckpointName, seqs: Mappi
 def read_header(path: Path) -> Header:
     """Only the header. Raises as ``read_checkpoint`` does."""
     with open(path, "rb") as file:
-        start = file.read(len(MAGIC) + 8)
-        if not start.startswith(MAGIC) or len(start) < len(MAGIC) + 8:
-            raise CheckpointError(f"{path.name}: not a checkpoint")
-        return _header(path, file.read(int.from_bytes(start[len(MAGIC) :], "little")))
+        return _read_header(path, file)[0]
 
 
 def read_checkpoint(path: Path) -> tuple[Header, dict[str, NDArray[Any]]]:
-    """Header and arrays (writable, of one buffer).
+    """Header and arrays (writable).
 
     Raises CheckpointError if it is damaged, UnknownFormatError if another version wrote it, FileNotFoundError.
     """
-    header = read_header(path)
+    with open(path, "rb") as file:
+        header, offset = _read_header(path, file)
     content = np.fromfile(path, dtype=np.uint8)
-    offset = len(MAGIC) + 8 + int.from_bytes(content[len(MAGIC) : len(MAGIC) + 8].tobytes(), "little")
     arrays = {}
     for spec in header.arrays:
         dtype = np.dtype(spec.dtype)
@@ -124,14 +124,18 @@ def read_checkpoint(path: Path) -> tuple[Header, dict[str, NDArray[Any]]]:
     return header, arrays
 
 
-def _header(path: Path, encoded: bytes) -> Header:
-    try:
-        found = msgspec.json.decode(encoded, type=dict[str, Any]).get("format")
-        if found != FORMAT:
-            raise UnknownFormatError(f"{path.name}: format {found!r}, this version reads {FORMAT}")
-        return msgspec.json.decode(encoded, type=Header)
-    except msgspec.MsgspecError as error:
-        raise CheckpointError(f"{path.name}: damaged header: {error}") from error
+def _read_header(path: Path, file: BinaryIO) -> tuple[Header, int]:
+    """The header, and where the arrays begin."""
+    start = file.read(_START.size)
+    if len(start) < _START.size or not start.startswith(MAGIC):
+        raise CheckpointError(f"{path.name}: not a checkpoint")
+    _, found, crc, length = _START.unpack(start)
+    if found != FORMAT:
+        raise UnknownFormatError(f"{path.name}: format {found}, this version reads {FORMAT}")
+    end = _START.size + length
+    if end > os.fstat(file.fileno()).st_size or zlib.crc32(encoded := file.read(length)) != crc:
+        raise CheckpointError(f"{path.name}: its header is damaged")
+    return msgspec.json.decode(encoded, type=Header), end
 
 
 def _crc(arrays: Iterable[NDArray[Any]]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,7 +31,6 @@ from segments import (
 from spearhead.checkpoint import (
     CheckpointError,
     CheckpointName,
-    UnknownFormatError,
     read_checkpoint,
     write_checkpoint,
 )
@@ -68,24 +68,32 @@ def restart(root: Path, work: Chain) -> None:
     log.close()
 
 
+def telling_calls(template: Path, root: Path, mode: str) -> list[int]:
+    """The calls of a run on a copy of ``template`` at which a fault of this mode is one, from 1."""
+    shutil.copytree(template, root)
+    files = FaultingFiles()
+    drain(open_log(Volume(root, files), limits=Limits(2, 100)), checkpoint_each=1)
+    kinds = {"torn": ("write",), "reply lost": ("link", "rename")}.get(mode)
+    found = [number for number, (call, _) in enumerate(files.log, 1) if kinds is None or call in kinds]
+    assert len(found) > (100 if kinds is None else 5)
+    return found
+
+
 @pytest.mark.parametrize("mode", ["before", "torn", "reply lost"])
 def test_features_are_the_same_bytes_after_a_kill_at_any_call(tmp_path: Path, mode: str) -> None:
-    expected = undisturbed(tmp_path / "calm")
+    sizes = SIZES[:4]
+    expected = undisturbed(tmp_path / "calm", sizes)
     whole = Chain()
-    whole.apply(raw_batch(0, TOTAL))
+    whole.apply(raw_batch(0, sum(sizes)))
     template = tmp_path / "template"
-    publish(volume_at(template), SIZES)
-    for crash_at in range(1, 2000):
+    publish(volume_at(template), sizes)
+    for crash_at in telling_calls(template, tmp_path / "calls", mode):
         root = tmp_path / "v"
         shutil.copytree(template, root)
         downstream = Downstream(Volume(root))
         files = FaultingFiles(crash_at, mode)  # type: ignore[arg-type]
-        killed = False
-        try:
-            log = open_log(Volume(root, files), limits=Limits(2, 100))
-            drain(log, checkpoint_each=1)
-        except (Crash, LostError, FileNotFoundError):
-            killed = True
+        with suppress(Crash, LostError, FileNotFoundError):
+            drain(open_log(Volume(root, files), limits=Limits(2, 100)), checkpoint_each=1)
         downstream.take()
         work = Chain()
         restart(root, work)
@@ -94,14 +102,11 @@ def test_features_are_the_same_bytes_after_a_kill_at_any_call(tmp_path: Path, mo
         assert np.array_equal(work.links, whole.links)
         training = Downstream(Volume(root), "training-queue")
         training.take()
-        assert len(training.by_name()) == len([size for size in SIZES if size])
+        assert len(training.by_name()) == len([size for size in sizes if size])
         shutil.rmtree(root)
-        if not killed and files.calls < crash_at:
-            break
-    assert crash_at > 60
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     turns=st.lists(st.integers(0, 1), max_size=250),
     killed=st.integers(0, 250),
@@ -514,7 +519,7 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:
     log = open_log(volume)
     drain(log, checkpoint_each=1)
     (path,) = volume.checkpoints(0).iterdir()
-    path.write_bytes(path.read_bytes().replace(b'"format":1', b'"format":9'))
+    path.write_bytes(path.read_bytes().replace(b"SPHSTATE\1", b"SPHSTATE\x09"))
     with pytest.raises(LogDamagedError, match="format 9"):
         open_log(volume, "next")
     assert path.exists()
@@ -579,11 +584,8 @@ def test_a_checkpoint_comes_back_whole_or_not_at_all(arrays: list[tuple[str, lis
         content = bytearray(path.read_bytes())
         content[flip % len(content)] ^= 0x5A
         path.write_bytes(content)
-        try:
-            damaged, again = read_checkpoint(path)
-        except (CheckpointError, UnknownFormatError):
-            return
-        assert all(np.array_equal(again[key], state.get(key)) for key in again) or damaged != header
+        with pytest.raises(CheckpointError):
+            read_checkpoint(path)
 
 
 def test_commit_files_are_json_that_old_readers_understand(tmp_path: Path) -> None:

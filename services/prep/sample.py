@@ -81,8 +81,8 @@ def _words(
 ) -> NDArray[np.uint64]:
     """Each string as little-endian 64-bit words, zeros after its end; shape (n, words of the longest)."""
     characters = np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
-    alike = bool((lengths == longest).all())
-    if alike and longest and longest % 8 == 0:
+    alike = longest > 0 and bool((lengths == longest).all())
+    if alike and longest % 8 == 0:
         return characters[offsets[0] : offsets[-1]].reshape(-1, longest).view("<u8")
     padded = np.zeros((lengths.size, -(-longest // 8) * 8), np.uint8)
     if alike:
