@@ -81,7 +81,7 @@ router = APIRouter(prefix="/api/control", tags=["control"], responses=_refusals(
 @router.post("/start", response_model=schemas.Done, response_model_exclude_none=True)
 async def start(request: Request, context: Authorised) -> dict[str, Any]:
     """Let the stages work. It is no error if they do."""
-    await _order(request, context, "start", True, lambda old: _changed(old, running=True))
+    await _order(request, context, "start", None, lambda old: _changed(old, running=True))
     return {"success": True, "message": "the stages are working", "running": True}
 
 
@@ -94,7 +94,7 @@ async def stop(request: Request, context: Authorised) -> dict[str, Any]:
             raise RefusedError(409, "the pipeline is stopped already")
         return _changed(old, running=False)
 
-    await _order(request, context, "stop", True, change)
+    await _order(request, context, "stop", None, change)
     return {"success": True, "message": "the stages are idle", "running": False}
 
 

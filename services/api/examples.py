@@ -1,14 +1,28 @@
-"""Real answers of a real run, kept in ``examples.json``, as examples in OpenAPI."""
+"""Answers of a real run, kept in ``examples.json``, as examples in OpenAPI and in docs/API_PAYLOADS.md.
+
+``python -m services.api.examples http://127.0.0.1:8000`` takes new ones from a pipeline that runs.
+"""
 
 from __future__ import annotations
 
+import sys
+import urllib.request
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
-FILE = Path(__file__).with_name("examples.json")
+FILE: Final = Path(__file__).with_name("examples.json")
+SHOWN: Final = 3  # entries of a list
+PATHS: Final = {
+    "business": "/api/business/metrics",
+    "dashboard": "/api/dashboard",
+    "backlog": "/api/backlog/status",
+    "pressure": "/api/backlog/pressure",
+    "history": "/api/history",
+    "model_details": "/api/model",
+}
 
 
 @cache
@@ -20,3 +34,24 @@ def all_examples() -> dict[str, Any]:
 def of(name: str) -> dict[int | str, dict[str, Any]]:
     """``responses`` of a route whose answer is the example of that name."""
     return {200: {"content": {"application/json": {"example": all_examples()[name]}}}}
+
+
+def take(base: str) -> dict[str, Any]:
+    """The answers of a running API, lists cut to SHOWN entries but for the KPIs."""
+    found = {}
+    for name, path in PATHS.items():
+        with urllib.request.urlopen(base.rstrip("/") + path, timeout=10) as answer:  # noqa: S310, the caller's own
+            found[name] = _cut(msgspec.json.decode(answer.read()))
+    return found
+
+
+def _cut(value: Any, key: str = "") -> Any:
+    if isinstance(value, list):
+        return [_cut(entry) for entry in (value if key == "kpis" else value[:SHOWN])]
+    if isinstance(value, dict):
+        return {name: _cut(entry, name) for name, entry in value.items()}
+    return value
+
+
+if __name__ == "__main__":
+    FILE.write_bytes(msgspec.json.format(msgspec.json.encode(take(sys.argv[1])), indent=1) + b"\n")
