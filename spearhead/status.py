@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections import deque
+from typing import Final
 
 import msgspec
 
@@ -12,6 +14,9 @@ from spearhead.balance import Balance, BalanceReader
 from spearhead.heartbeat import Heartbeat, Roster
 from spearhead.ledger import LedgerFile, LedgerReader
 from spearhead.volume import Volume
+
+
+RATE_SECONDS: Final = 5.0  # rates are means over this long
 
 
 class Status(msgspec.Struct, kw_only=True):
@@ -24,8 +29,8 @@ class Status(msgspec.Struct, kw_only=True):
     amount_total: float = 0.0
     flagged_count: int = 0
     flagged_amount: float = 0.0
-    rows_per_s: float | None = None  # counted since the look before
-    latency_p50_ms: float | None = None  # of the rows counted since the look before, if there was one
+    rows_per_s: float | None = None  # counted in the last seconds
+    latency_p50_ms: float | None = None  # of the rows counted in the last seconds
     latency_p99_ms: float | None = None
     model: str | None = None
     dead_rows: int = 0
@@ -56,7 +61,7 @@ class Status(msgspec.Struct, kw_only=True):
 
 
 class Watch:
-    """Looks at a volume again and again; rates and latencies are those between two looks."""
+    """Looks at a volume again and again; rates and latencies are those of the last seconds."""
 
     def __init__(self, volume: Volume, roster: Roster) -> None:
         self._volume = volume
@@ -64,7 +69,7 @@ class Watch:
         self._reader = LedgerReader(volume)
         self._backlog = Backlog(volume)
         self._balance = BalanceReader(volume)
-        self._before: tuple[float, LedgerFile] | None = None
+        self._earlier: deque[tuple[float, LedgerFile]] = deque()
 
     def look(self, balance: bool = False) -> Status:
         """One look, with the balance of all rows if wanted. Raises OSError, LedgerError, msgspec.DecodeError."""
@@ -85,16 +90,16 @@ class Watch:
 
     def _compare(self, status: Status, ledger: LedgerFile) -> None:
         now = time.monotonic()
-        if self._before is None:
-            self._before = (now, ledger)
-            return
-        then, earlier = self._before
-        if earlier.epoch != ledger.epoch:
-            earlier = LedgerFile(epoch=ledger.epoch, updated_at=ledger.updated_at)
-        status.rows_per_s = (ledger.transactions_analyzed - earlier.transactions_analyzed) / max(now - then, 1e-3)
-        latency = {bucket: rows - earlier.latency.get(bucket, 0) for bucket, rows in ledger.latency.items()}
-        status.latency_p50_ms, status.latency_p99_ms = (latency_quantile(latency, q) for q in (0.5, 0.99))
-        self._before = (now, ledger)
+        if self._earlier and self._earlier[-1][1].epoch != ledger.epoch:
+            self._earlier.clear()
+        while len(self._earlier) > 1 and now - self._earlier[1][0] >= RATE_SECONDS:
+            self._earlier.popleft()
+        if self._earlier:
+            then, earlier = self._earlier[0]
+            status.rows_per_s = (ledger.transactions_analyzed - earlier.transactions_analyzed) / max(now - then, 1e-3)
+            latency = {bucket: rows - earlier.latency.get(bucket, 0) for bucket, rows in ledger.latency.items()}
+            status.latency_p50_ms, status.latency_p99_ms = (latency_quantile(latency, q) for q in (0.5, 0.99))
+        self._earlier.append((now, ledger))
 
 
 def read_status(volume: Volume, lease_seconds: float) -> Status:
