@@ -6,14 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.staticfiles import StaticFiles
 from starlette.responses import JSONResponse, Response
 
-from services.api import controls, pages, reads
+from services.api import controls, examples, pages, reads
 from services.api.context import Context
 from services.api.live import Hub
 from services.api.reader import Reader
@@ -52,7 +52,7 @@ def create_app(settings: Settings, volume: Volume, log: structlog.BoundLogger) -
             hub.close()
             await asyncio.to_thread(context.reader.stop)
 
-    app = FastAPI(
+    app = Api(
         title="Spearhead",
         version=__version__,
         description=DESCRIPTION,
@@ -68,6 +68,16 @@ def create_app(settings: Settings, volume: Volume, log: structlog.BoundLogger) -
     app.add_exception_handler(controls.RefusedError, controls.refuse)
     app.add_middleware(SecurityHeaders)
     return app
+
+
+class Api(FastAPI):
+    """FastAPI, whose OpenAPI document has examples of real answers."""
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            self.openapi_schema = super().openapi()
+            examples.add_to(self.openapi_schema)
+        return self.openapi_schema
 
 
 async def _failed(request: Request, error: Exception) -> Response:

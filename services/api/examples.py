@@ -31,9 +31,11 @@ def all_examples() -> dict[str, Any]:
     return examples
 
 
-def of(name: str) -> dict[int | str, dict[str, Any]]:
-    """``responses`` of a route whose answer is the example of that name."""
-    return {200: {"content": {"application/json": {"example": all_examples()[name]}}}}
+def add_to(openapi: dict[str, Any]) -> None:
+    """Put the examples into an OpenAPI document (FastAPI's own way drops nulls from them)."""
+    for name, path in PATHS.items():
+        answer = openapi["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]
+        answer["example"] = all_examples()[name]
 
 
 def take(base: str) -> dict[str, Any]:

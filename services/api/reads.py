@@ -8,7 +8,7 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Query, Request, WebSocket
 from starlette.responses import JSONResponse, Response
 
-from services.api import examples, exporter, schemas
+from services.api import exporter, schemas
 from services.api.context import Context
 from services.api.live import SECTIONS, Hub
 from services.api.snapshot import assess
@@ -27,40 +27,37 @@ def _answer(request: Request, name: str) -> Response:
     return Response(_context(request).answers().bytes(name), media_type="application/json", headers=NO_STORE)
 
 
-@router.get("/api/business/metrics", tags=["business"], response_model=schemas.BusinessMetrics,
-            responses=examples.of("business"))  # fmt: skip
+@router.get("/api/business/metrics", tags=["business"], response_model=schemas.BusinessMetrics)
 async def business_metrics(request: Request) -> Response:
     """Everything the business tab needs: the 17 KPIs, distributions, signals, concentration."""
     return _answer(request, "business")
 
 
-@router.get("/api/dashboard", tags=["pipeline"], response_model=schemas.Dashboard, responses=examples.of("dashboard"))
+@router.get("/api/dashboard", tags=["pipeline"], response_model=schemas.Dashboard)
 async def dashboard(request: Request) -> Response:
     """How the pipeline itself is doing."""
     return _answer(request, "dashboard")
 
 
-@router.get("/api/backlog/status", tags=["pipeline"], response_model=schemas.BacklogStatus,
-            responses=examples.of("backlog"))  # fmt: skip
+@router.get("/api/backlog/status", tags=["pipeline"], response_model=schemas.BacklogStatus)
 async def backlog_status(request: Request) -> Response:
     """Rows that wait in each queue."""
     return _answer(request, "backlog")
 
 
-@router.get("/api/backlog/pressure", tags=["pipeline"], response_model=schemas.BacklogPressure,
-            responses=examples.of("pressure"))  # fmt: skip
+@router.get("/api/backlog/pressure", tags=["pipeline"], response_model=schemas.BacklogPressure)
 async def backlog_pressure(request: Request) -> Response:
     """Backlogs against their thresholds, with alerts and what to do."""
     return _answer(request, "pressure")
 
 
-@router.get("/api/history", tags=["pipeline"], response_model=schemas.History, responses=examples.of("history"))
+@router.get("/api/history", tags=["pipeline"], response_model=schemas.History)
 async def history(request: Request) -> Response:
     """The last ten minutes by the second, as columns, since this API process started."""
     return _answer(request, "history")
 
 
-@router.get("/api/model", tags=["model"], response_model=schemas.ModelDetails, responses=examples.of("model_details"))
+@router.get("/api/model", tags=["model"], response_model=schemas.ModelDetails)
 async def model(request: Request) -> Response:
     """The model in service, its evaluation, and the versions before it."""
     return _answer(request, "model_details")
@@ -81,9 +78,19 @@ async def readyz(request: Request) -> Response:
     return JSONResponse(content, 200 if ready else 503, NO_STORE)
 
 
-@router.get("/metrics", tags=["health"], response_class=Response,
-            responses={200: {"content": {"text/plain": {"schema": {"type": "string"}},
-                                         "application/openmetrics-text": {"schema": {"type": "string"}}}}})  # fmt: skip
+@router.get(
+    "/metrics",
+    tags=["health"],
+    response_class=Response,
+    responses={
+        200: {
+            "content": {
+                "text/plain": {"schema": {"type": "string"}},
+                "application/openmetrics-text": {"schema": {"type": "string"}},
+            }
+        }
+    },
+)
 async def metrics(request: Request) -> Response:
     """Prometheus text, or OpenMetrics when asked for.
 
