@@ -15,7 +15,6 @@ from spearhead.heartbeat import Heartbeat, Roster
 from spearhead.ledger import LedgerFile, LedgerReader
 from spearhead.volume import Volume
 
-
 RATE_SECONDS: Final = 5.0  # rates are means over this long
 
 
