@@ -83,7 +83,7 @@ def beat_all(volume: Volume, *stages: str, **fields: Any) -> None:
     for stage in stages or ("generator", "prep", "train", "inference"):
         roster.beat(
             Heartbeat(
-                **{  # type: ignore[arg-type]
+                **{
                     "stage": stage, "worker": f"{stage}00", "epoch": volume.epoch(), "state": "running",
                     "rows_per_s": 1000.0, "cpu_cores": 0.5, "rss_bytes": 100_000_000, "started_at": iso_now(),
                     "read_bytes_per_s": 100_000.0, "write_bytes_per_s": 25_000.0,
