@@ -60,12 +60,11 @@ class Up:
 
     def stages(self, stage: str) -> list[int]:
         """Process ids of a stage's processes that run now."""
-        command = f"services.{stage}".encode()
-        return [pid for pid in children(self.process.pid) if command in _command(pid)]
+        return [pid for pid in children(self.process.pid) if _stage(pid) == stage]
 
     def any(self) -> list[int]:
         """Process ids of all stage processes that run now."""
-        return [pid for pid in children(self.process.pid) if any(b"services." in word for word in _command(pid))]
+        return [pid for pid in children(self.process.pid) if _stage(pid)]
 
     def kill(self) -> None:
         """End everything at once, if it has not ended."""
@@ -85,11 +84,14 @@ def children(pid: int) -> list[int]:
         return []
 
 
-def _command(pid: int) -> list[bytes]:
+def _stage(pid: int) -> str:
+    """The stage that a process is of; a mere check of settings is of none."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
     except FileNotFoundError:
-        return []
+        return ""
+    modules = [word.removeprefix("services.") for word in words if word.startswith("services.")]
+    return modules[0] if modules and "--check" not in words else ""
 
 
 def _end(pid: int) -> None:
