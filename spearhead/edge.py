@@ -2,10 +2,15 @@
 
 Replay, HTTP ingest and the inbox all come through here. Names, streets, jobs and card numbers stay outside: of the
 cardholder only the first name and the last name's initial go on, of the card its token and last four digits.
+
+Columns whose values repeat (a card's number, home and birthday; a merchant's name) are read once for each distinct
+value of a chunk and spread over the rows by its number; only five columns are read row by row.
 """
 
 from __future__ import annotations
 
+import datetime as dt
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -14,7 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from spearhead.schema import CATEGORIES, FIRST_NAME, MAX_AMOUNT_CENTS, MERCHANT, RAW, STATES, TIME, UNKNOWN_LABEL
-from spearhead.tokens import Tokenizer
+from spearhead.tokens import LONG_NUMBER, Tokenizer, mask
 
 REQUIRED: Final = (
     "trans_date_trans_time", "cc_num", "merchant", "category", "amt", "first", "last", "state", "lat", "long",
@@ -23,14 +28,50 @@ REQUIRED: Final = (
 OPTIONAL: Final = ("is_fraud",)
 MAX_ROWS: Final = 32_767  # in one batch: first names are coded in 15 bits
 
-_LONG_NUMBER: Final = r"\d(?:[ -]?\d){10,}"
 _MAX_TEXT: Final = 128
 _MAX_ID: Final = 64
+_MOST: Final = 1e12  # dollars: far above what is allowed, far below what int64 holds in cents
 _QUESTION_MARK: Final = ord("?")
 _PUBLIC_PREFIX: Final = "fraud_"  # the public file puts it before every merchant, fraud or not
-_FIRST_TIME: Final = pl.datetime(1970, 1, 2)
-_LAST_TIME: Final = pl.datetime(2100, 1, 1)
-_FIRST_DOB: Final = pl.date(1890, 1, 1)
+_FIRST_TIME: Final = dt.datetime(1970, 1, 2)  # UTC; the zone is added with the schema
+_LAST_TIME: Final = dt.datetime(2100, 1, 1)
+_FIRST_DOB: Final = dt.date(1890, 1, 1)
+
+_BAD_ID: Final = f"trans_num is not 1 to {_MAX_ID} letters, digits or any of _.:-"
+
+# Why a row is refused; of several faults the one that comes first here is named.
+REASONS: Final = (
+    "trans_num is missing",
+    _BAD_ID,
+    "cc_num is missing",
+    "cc_num is not a card number of 11 to 19 digits",
+    "trans_num contains the card number",
+    "trans_date_trans_time is missing or not a time",
+    "trans_date_trans_time is outside 1970 to 2099",
+    "amt is missing or not a number",
+    "amt is negative",
+    "amt is above $10,000,000.00",
+    "amt has more than two decimals",
+    "amt is zero",
+    "category is missing or unknown",
+    "state is missing or unknown",
+    "merchant is missing",
+    f"merchant is longer than {_MAX_TEXT} characters",
+    "merchant has control characters",
+    "first is missing",
+    f"first is longer than {_MAX_TEXT} characters",
+    "first has control characters",
+    "last is missing",
+    "lat is missing or not between -90 and 90",
+    "long is missing or not between -180 and 180",
+    "merch_lat is missing or not between -90 and 90",
+    "merch_long is missing or not between -180 and 180",
+    "city_pop is missing or not between 0 and 100,000,000",
+    "dob is missing or not a date",
+    "dob is not between 1890 and the transaction",
+    "is_fraud is neither 0 nor 1",
+)
+_FINE: Final = len(REASONS)
 
 
 class Checked(NamedTuple):
@@ -41,36 +82,43 @@ class Checked(NamedTuple):
     positions: NDArray[np.int64]  # (accepted,) where the accepted rows are among all rows
 
 
+class _Reading(NamedTuple):
+    """How a column of the layout is read."""
+
+    columns: dict[str, pl.Expr]  # what becomes of its ``text``; a name with an underscore is only for ``fault``
+    fault: pl.Expr  # of ``columns``: the code of the first thing wrong, or _FINE
+
+
 def check(rows: pl.DataFrame) -> Checked:
     """Validate ``rows``: columns REQUIRED, optionally OPTIONAL, every value text (null or empty: missing).
 
-    Where a row has several faults the first in the order of ``_faults`` is named.
+    Where a row has several faults the first in the order of REASONS is named.
     """
-    parsed = _parse(rows)
-    reason = pl.coalesce(
-        *[pl.when(fault.fill_null(value=True)).then(pl.lit(text)) for text, fault in _faults()],
-        pl.lit(None, pl.String),
-    )
-    parsed = parsed.with_columns(reason=reason).with_row_index("row")
-    accepted = parsed.filter(pl.col("reason").is_null())
-    positions = accepted["row"].to_numpy().astype(np.int64)
-    return Checked(parsed["reason"], accepted.drop("row", "reason"), positions)
+    frames = [_read(_text(rows, name), reading) for name, reading in _EACH.items()]
+    for name, reading in _REPEATED.items():
+        values, codes = _distinct(_text(rows, name))
+        frames.append(_read(values, reading)[codes])
+    faults = [frame.drop_in_place("fault") for frame in frames]
+    parsed = pl.concat(frames, how="horizontal")
+    faults.append(parsed.select(_TOGETHER).to_series())
+    fault = np.minimum.reduce([codes.to_numpy() for codes in faults])
+    fine = fault == _FINE
+    if fine.all():
+        return Checked(pl.Series([None], dtype=pl.String).new_from_index(0, rows.height), parsed, np.flatnonzero(fine))
+    return Checked(pl.Series([*REASONS, None]).gather(fault), parsed.filter(pl.Series(fine)), np.flatnonzero(fine))
 
 
 def to_batch(accepted: pl.DataFrame, tokens: Tokenizer) -> pa.RecordBatch:
     """Accepted rows (at most MAX_ROWS) as a batch of schema.RAW. ``ingested_at`` is the epoch: the caller sets it."""
     rows = accepted.height
-    cards = accepted["cc_num"]
-    unique = cards.unique(maintain_order=True)
-    coded = pl.DataFrame({"cc_num": unique, "card": pl.Series(tokens.tokens(unique.to_list()), dtype=pl.UInt64)})
+    cards, codes = _distinct(accepted["cc_num"])
+    last4 = cards.str.slice(-4).cast(pl.UInt16).to_numpy()
     columns: dict[str, pa.Array] = {
         "trans_num": accepted["trans_num"].to_arrow().cast(pa.string()),
         "event_time": accepted["event_time"].cast(pl.Int64).to_arrow().view(TIME),
         "ingested_at": pa.array(np.zeros(rows, np.int64)).view(TIME),
-        "card": accepted.select("cc_num")
-        .join(coded, on="cc_num", how="left", maintain_order="left")["card"]
-        .to_arrow(),
-        "last4": cards.str.slice(-4).cast(pl.UInt16).to_arrow(),
+        "card": pa.array(tokens.tokens(cards.to_list())[codes]),
+        "last4": pa.array(last4[codes]),
         "merchant": _coded(accepted["merchant"], MERCHANT),
         "first": _coded(accepted["first"], FIRST_NAME),
         "scenario": pa.array(np.zeros(rows, np.int8)),
@@ -81,45 +129,53 @@ def to_batch(accepted: pl.DataFrame, tokens: Tokenizer) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([columns[field.name] for field in RAW], schema=RAW)
 
 
+def as_text(row: Mapping[str, str | None]) -> str:
+    """A refused row in one line: its values in order, without what must not be kept.
+
+    Of the last name the initial is left, and whatever may be a card number is turned into stars.
+    """
+    kept = {name: value or "" for name, value in row.items()}
+    if "last" in kept:
+        kept["last"] = kept["last"][:1]
+    return mask(",".join(kept.values()))
+
+
+def empty() -> pl.DataFrame:
+    """No accepted rows."""
+    return check(pl.DataFrame(schema=dict.fromkeys(REQUIRED, pl.String))).accepted
+
+
+def _text(rows: pl.DataFrame, name: str) -> pl.Series:
+    """A column without nulls; an optional one that isn't there is empty."""
+    if name not in rows.columns:
+        return pl.Series(name, [""]).new_from_index(0, rows.height)
+    return rows[name].fill_null("") if rows[name].null_count() else rows[name]
+
+
+def _distinct(texts: pl.Series) -> tuple[pl.Series, NDArray[np.int32]]:
+    """Distinct values in order of appearance, and the number of each row's: int32 (n,)."""
+    encoded = texts.rechunk().to_arrow(compat_level=pl.CompatLevel.newest()).dictionary_encode()
+    return pl.Series(encoded.dictionary, dtype=pl.String), encoded.indices.to_numpy()
+
+
 def _coded(texts: pl.Series, kind: pa.DictionaryType) -> pa.DictionaryArray:
-    encoded = texts.to_arrow().cast(pa.string()).dictionary_encode()
-    return pa.DictionaryArray.from_arrays(encoded.indices.cast(kind.index_type), encoded.dictionary)
+    values, codes = _distinct(texts)
+    indices = pa.array(codes).cast(kind.index_type)
+    return pa.DictionaryArray.from_arrays(indices, values.to_arrow().cast(kind.value_type))
 
 
-def _parse(rows: pl.DataFrame) -> pl.DataFrame:
-    """Every column in its own type, null where that failed."""
-    texts = rows.select(pl.col(name).str.strip_chars().replace("", None) for name in REQUIRED)
-    label = pl.lit("", pl.String)
-    if "is_fraud" in rows.columns:
-        label = pl.col("is_fraud").str.strip_chars().fill_null("")
-        texts = texts.with_columns(rows["is_fraud"])
-    amount = pl.col("amt").cast(pl.Float64, strict=False)
-    return texts.select(
-        "trans_num",
-        "cc_num",
-        event_time=_time(pl.col("trans_date_trans_time")),
-        amt=amount,
-        amt_cents=(amount * 100).round(0).cast(pl.Int64, strict=False),
-        category=_code(pl.col("category"), CATEGORIES),
-        state=_code(pl.col("state").str.to_uppercase(), STATES),
-        merchant=_no_numbers(pl.col("merchant").str.strip_prefix(_PUBLIC_PREFIX)),
-        first=_no_numbers(pl.col("first")),
-        last_initial=_initial(pl.col("last")),
-        label=_label(label),
-        home_lat=pl.col("lat").cast(pl.Float64, strict=False),
-        home_long=pl.col("long").cast(pl.Float64, strict=False),
-        merch_lat=pl.col("merch_lat").cast(pl.Float64, strict=False),
-        merch_long=pl.col("merch_long").cast(pl.Float64, strict=False),
-        city_pop=pl.col("city_pop").cast(pl.Float64, strict=False).cast(pl.Int32, strict=False),
-        dob=pl.col("dob").str.slice(0, 10).str.to_date("%Y-%m-%d", strict=False),
-        last_present=pl.col("last").is_not_null(),
-    )
+def _read(texts: pl.Series, reading: _Reading) -> pl.DataFrame:
+    """The columns that ``texts`` become, and ``fault``."""
+    kept = [name for name in reading.columns if not name.startswith("_")]
+    return texts.alias("text").to_frame().select(**reading.columns).select(*kept, fault=reading.fault)
 
 
-def _time(text: pl.Expr) -> pl.Expr:
-    """UTC from ``2019-01-07 13:04:44``, also with ``T``, fraction and ``Z``."""
-    plain = text.str.replace("T", " ", literal=True).str.strip_suffix("Z").str.strip_suffix("+00:00")
-    return plain.str.to_datetime("%Y-%m-%d %H:%M:%S%.f", time_unit="us", strict=False)
+def _first(*faults: tuple[str, pl.Expr]) -> pl.Expr:
+    """Code of the first of ``faults`` (reason, where it is true or null), _FINE where there is none."""
+    code = pl.lit(_FINE, pl.UInt8)
+    for reason, found in reversed(faults):
+        code = pl.when(found.fill_null(value=True)).then(pl.lit(REASONS.index(reason), pl.UInt8)).otherwise(code)
+    return code
 
 
 def _code(text: pl.Expr, vocabulary: tuple[str, ...]) -> pl.Expr:
@@ -127,9 +183,13 @@ def _code(text: pl.Expr, vocabulary: tuple[str, ...]) -> pl.Expr:
     return text.replace_strict(pl.Series(vocabulary), codes, default=None, return_dtype=pl.UInt8)
 
 
+def _number(text: pl.Expr) -> pl.Expr:
+    return text.cast(pl.Float64, strict=False)
+
+
 def _no_numbers(text: pl.Expr) -> pl.Expr:
     """Free text in which whatever may be a card number is made unreadable."""
-    return text.str.replace_all(_LONG_NUMBER, "***********")
+    return text.str.replace_all(LONG_NUMBER, "***********")
 
 
 def _initial(last: pl.Expr) -> pl.Expr:
@@ -142,53 +202,121 @@ def _initial(last: pl.Expr) -> pl.Expr:
 
 def _label(text: pl.Expr) -> pl.Expr:
     """1, 0, or -1 where it is missing; null where it is something else."""
-    names = pl.Series(["1", "0", "true", "false", ""])
-    codes = pl.Series([1, 0, 1, 0, UNKNOWN_LABEL], dtype=pl.Int8)
+    names = pl.Series(["1", "0", "1.0", "0.0", "true", "false", ""])
+    codes = pl.Series([1, 0, 1, 0, 1, 0, UNKNOWN_LABEL], dtype=pl.Int8)
     return text.str.to_lowercase().replace_strict(names, codes, default=None, return_dtype=pl.Int8)
 
 
-def _faults() -> list[tuple[str, pl.Expr]]:
-    """Reasons to refuse a row, in the order in which they are looked for; an expression that is null is a fault."""
-    col = pl.col
-    day = col("event_time").dt.date()
-    longest = col("merchant").str.len_chars() > _MAX_TEXT
-    return [
-        ("trans_num is missing", col("trans_num").is_null()),
-        (
-            f"trans_num is not 1 to {_MAX_ID} letters, digits or any of _.:-",
-            ~col("trans_num").str.contains(rf"^[A-Za-z0-9_.:-]{{1,{_MAX_ID}}}$"),
-        ),
-        ("cc_num is missing", col("cc_num").is_null()),
-        ("cc_num is not a card number of 11 to 19 digits", ~col("cc_num").str.contains(r"^[0-9]{11,19}$")),
-        ("trans_num contains the card number", col("trans_num").str.contains(col("cc_num"), literal=True)),
-        ("trans_date_trans_time is missing or not a time", col("event_time").is_null()),
-        ("trans_date_trans_time is outside 1970 to 2099", ~col("event_time").is_between(_FIRST_TIME, _LAST_TIME)),
-        ("amt is missing or not a number", ~col("amt").is_finite()),
-        ("amt is negative", col("amt") < 0),
-        ("amt is above $10,000,000.00", col("amt") * 100 > MAX_AMOUNT_CENTS),
-        ("amt has more than two decimals", (col("amt") * 100 - col("amt_cents")).abs() > 1e-4),
-        ("amt is zero", col("amt_cents") < 1),
-        ("category is missing or unknown", col("category").is_null()),
-        ("state is missing or unknown", col("state").is_null()),
-        ("merchant is missing", col("merchant").is_null() | (col("merchant") == "")),
-        (f"merchant is longer than {_MAX_TEXT} characters", longest),
-        ("first is missing", col("first").is_null()),
-        (f"first is longer than {_MAX_TEXT} characters", col("first").str.len_chars() > _MAX_TEXT),
-        ("last is missing", ~col("last_present")),
-        ("lat is missing or not between -90 and 90", ~col("home_lat").is_between(-90, 90)),
-        ("long is missing or not between -180 and 180", ~col("home_long").is_between(-180, 180)),
-        ("merch_lat is missing or not between -90 and 90", ~col("merch_lat").is_between(-90, 90)),
-        ("merch_long is missing or not between -180 and 180", ~col("merch_long").is_between(-180, 180)),
-        ("city_pop is missing or not between 0 and 100,000,000", ~col("city_pop").is_between(0, 100_000_000)),
-        ("dob is missing or not a date", col("dob").is_null()),
-        (
-            "dob is not between 1890 and the transaction",
-            ~col("dob").is_between(_FIRST_DOB, day),
-        ),
-        ("is_fraud is neither 0 nor 1", col("label").is_null()),
-    ]
+def _times(texts: pl.Series) -> pl.Series:
+    """UTC from ``2019-01-07 13:04:44``, the fast way, or else also with ``T``, fraction and ``Z``."""
+    times = texts.str.to_datetime("%Y-%m-%d %H:%M:%S", time_unit="us", strict=False)
+    others = times.is_null().arg_true()
+    if len(others):
+        plain = (
+            texts.gather(others).str.replace("T", " ", literal=True).str.strip_suffix("Z").str.strip_suffix("+00:00")
+        )
+        times.scatter(others, plain.str.to_datetime("%Y-%m-%d %H:%M:%S%.f", time_unit="us", strict=False))
+    return times
 
 
-def empty() -> pl.DataFrame:
-    """No accepted rows."""
-    return check(pl.DataFrame(schema=dict.fromkeys(REQUIRED, pl.String))).accepted
+def _cents(amounts: pl.Series) -> pl.Series:
+    """Dollars as the whole number of cents whose float64 they are; null where they are none."""
+    dollars = np.nan_to_num(amounts.to_numpy(), nan=0.005, posinf=0.005, neginf=0.005).clip(-_MOST, _MOST)
+    cents = np.rint(dollars * 100)
+    whole = pl.Series(cents / 100 == dollars)  # Polars divides by a constant less exactly
+    return pl.Series(cents.astype(np.int64)).set(~whole, None)
+
+
+def _name(column: str, text: pl.Expr) -> _Reading:
+    """A free text that goes on."""
+    faults = (
+        (f"{column} is missing", pl.col(column) == ""),
+        (f"{column} is longer than {_MAX_TEXT} characters", pl.col(column).str.len_chars() > _MAX_TEXT),
+        (f"{column} has control characters", pl.col(column).str.contains(r"[\x00-\x1f\x7f]")),
+    )
+    return _Reading({column: _no_numbers(text)}, _first(*faults))
+
+
+def _degrees(column: str, source: str, most: int) -> _Reading:
+    reason = f"{source} is missing or not between -{most} and {most}"
+    return _Reading({column: _number(_TEXT)}, _first((reason, ~pl.col(column).is_between(-most, most))))
+
+
+_TEXT: Final = pl.col("text").str.strip_chars()
+_AMOUNT: Final = _number(_TEXT)
+_DATE: Final = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([ T]00:00:00(\.0+)?)?$"
+
+# The columns that differ from row to row, then those whose values repeat.
+_EACH: Final = {
+    "trans_num": _Reading(
+        {"trans_num": _TEXT},
+        _first(
+            ("trans_num is missing", pl.col("trans_num") == ""),
+            (_BAD_ID, ~pl.col("trans_num").str.contains(rf"^[A-Za-z0-9_.:-]{{1,{_MAX_ID}}}$")),
+        ),
+    ),
+    "trans_date_trans_time": _Reading(
+        {"event_time": _TEXT.map_batches(_times, return_dtype=pl.Datetime("us"))},
+        _first(
+            ("trans_date_trans_time is missing or not a time", pl.col("event_time").is_null()),
+            (
+                "trans_date_trans_time is outside 1970 to 2099",
+                ~pl.col("event_time").is_between(_FIRST_TIME, _LAST_TIME, closed="left"),
+            ),
+        ),
+    ),
+    "amt": _Reading(
+        {"_amt": _AMOUNT, "amt_cents": _AMOUNT.map_batches(_cents, return_dtype=pl.Int64)},
+        _first(
+            ("amt is missing or not a number", ~pl.col("_amt").is_finite()),
+            ("amt is negative", pl.col("_amt") < 0),
+            ("amt is above $10,000,000.00", pl.col("_amt") * 100 > MAX_AMOUNT_CENTS),
+            ("amt has more than two decimals", pl.col("amt_cents").is_null()),
+            ("amt is zero", pl.col("amt_cents") < 1),
+        ),
+    ),
+    "merch_lat": _degrees("merch_lat", "merch_lat", 90),
+    "merch_long": _degrees("merch_long", "merch_long", 180),
+}
+_REPEATED: Final = {
+    "cc_num": _Reading(
+        {"cc_num": _TEXT},
+        _first(
+            ("cc_num is missing", pl.col("cc_num") == ""),
+            ("cc_num is not a card number of 11 to 19 digits", ~pl.col("cc_num").str.contains(r"^[0-9]{11,19}$")),
+        ),
+    ),
+    "category": _Reading(
+        {"category": _code(_TEXT, CATEGORIES)}, _first(("category is missing or unknown", pl.col("category").is_null()))
+    ),
+    "state": _Reading(
+        {"state": _code(_TEXT.str.to_uppercase(), STATES)},
+        _first(("state is missing or unknown", pl.col("state").is_null())),
+    ),
+    "merchant": _name("merchant", _TEXT.str.strip_prefix(_PUBLIC_PREFIX)),
+    "first": _name("first", _TEXT),
+    "last": _Reading(
+        {"_last": _TEXT, "last_initial": _initial(_TEXT)}, _first(("last is missing", pl.col("_last") == ""))
+    ),
+    "lat": _degrees("home_lat", "lat", 90),
+    "long": _degrees("home_long", "long", 180),
+    "city_pop": _Reading(
+        {"city_pop": _number(_TEXT).cast(pl.Int32, strict=False)},
+        _first(
+            ("city_pop is missing or not between 0 and 100,000,000", ~pl.col("city_pop").is_between(0, 100_000_000))
+        ),
+    ),
+    "dob": _Reading(
+        {"dob": pl.when(_TEXT.str.contains(_DATE)).then(_TEXT.str.slice(0, 10).str.to_date("%Y-%m-%d", strict=False))},
+        _first(("dob is missing or not a date", pl.col("dob").is_null())),
+    ),
+    "is_fraud": _Reading({"label": _label(_TEXT)}, _first(("is_fraud is neither 0 nor 1", pl.col("label").is_null()))),
+}
+# Faults that two columns have together; null where one of them has a fault of its own.
+_TOGETHER: Final = _first(
+    ("trans_num contains the card number", pl.col("trans_num").str.contains(pl.col("cc_num"), literal=True)),
+    (
+        "dob is not between 1890 and the transaction",
+        ~pl.col("dob").is_between(_FIRST_DOB, pl.col("event_time").dt.date()),
+    ),
+)

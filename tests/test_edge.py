@@ -8,9 +8,10 @@ from decimal import Decimal, InvalidOperation
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sparkov import HEADER, ROW, SLICE, row
+from sparkov_reference import slow_reading
 
 from spearhead import edge
 from spearhead.schema import CATEGORIES, MAX_AMOUNT_CENTS, RAW, STATES
@@ -77,6 +78,11 @@ def test_a_good_row_becomes_a_row_of_the_raw_schema() -> None:
         ("city_pop", "-1", "city_pop is missing or not between 0 and 100,000,000"),
         ("city_pop", "1e12", "city_pop is missing or not between 0 and 100,000,000"),
         ("dob", "30/12/1964", "dob is missing or not a date"),
+        ("dob", "1964-12-30 or so", "dob is missing or not a date"),
+        ("dob", "1964-02-30", "dob is missing or not a date"),
+        ("amt", "83.0300001", "amt has more than two decimals"),
+        ("merchant", "a\x00b", "merchant has control characters"),
+        ("first", "a\x1bb", "first has control characters"),
         ("dob", "2020-01-01", "dob is not between 1890 and the transaction"),
         ("merchant", "", "merchant is missing"),
         ("merchant", "fraud_", "merchant is missing"),
@@ -115,6 +121,7 @@ def test_card_numbers_in_free_text_are_masked() -> None:
     assert accepted["first"].to_list() == ["***********"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(st.decimals(-5, 10_000_100, places=2), st.decimals(0, 100, places=3)), min_size=1))
 def test_cents_are_exact(amounts: list[Decimal]) -> None:
     checked = edge.check(table(*(row(amt=str(a)) for a in amounts)))
@@ -142,6 +149,53 @@ def test_the_real_slice_passes_whole_and_equals_a_slow_reading() -> None:
     seconds = checked.accepted["event_time"].dt.strftime("%Y-%m-%d %H:%M:%S")
     assert seconds.to_list() == rows["trans_date_trans_time"].to_list()
     assert [CATEGORIES[code] for code in checked.accepted["category"]] == rows["category"].to_list()
+
+
+values = {
+    "trans_num": st.sampled_from(["t1", "", "a b", "x" * 64, "4599735407877245", "a4599735407877245"]),
+    "cc_num": st.sampled_from(["4599735407877245", "1" * 11, "1" * 10, "2" * 19, "3" * 30, "", "45997354078772x5"]),
+    "trans_date_trans_time": st.one_of(
+        st.datetimes(dt.datetime(1960, 1, 1), dt.datetime(2110, 1, 1)).map(lambda t: t.isoformat(" ", "seconds")),
+        st.datetimes(dt.datetime(1980, 1, 1), dt.datetime(2090, 1, 1)).map(lambda t: t.isoformat() + "Z"),
+        st.sampled_from(["", "soon", "2019-01-07", "2019-13-01 00:00:00"]),
+    ),
+    "amt": st.one_of(
+        st.decimals(-2, 10_000_100, places=2).map(str),
+        st.floats(0, 1e8).map(repr),
+        st.integers(1, 10**9).map(lambda cents: repr(cents / 100)),
+        st.sampled_from(["", "0", "0.00", "1.005", "inf", "nan", "x", "1e3", "4.3500000000000001"]),
+    ),
+    "category": st.sampled_from([*CATEGORIES, "", "weapons"]),
+    "state": st.sampled_from([*STATES, "", "ZZ", "tn"]),
+    "merchant": st.text(max_size=140),
+    "last": st.sampled_from(["Myers", "o'Neil", "Ödegaard", " ", ""]),
+    "lat": st.floats(-100, 100).map(repr),
+    "long": st.floats().map(repr),
+    "city_pop": st.integers(-10, 2 * 10**8).map(str),
+    "dob": st.one_of(st.dates(dt.date(1880, 1, 1), dt.date(2030, 1, 1)).map(str), st.sampled_from(["", "old"])),
+    "is_fraud": st.sampled_from(["0", "1", "", "2", "True", "1.0"]),
+}
+
+
+@settings(deadline=None)
+@given(st.lists(st.fixed_dictionaries({}, optional=values).map(lambda some: row(**some)), min_size=1, max_size=6))
+def test_it_agrees_with_a_reading_row_by_row(records: list[dict[str, str]]) -> None:
+    checked = edge.check(table(*records))
+    accepted = iter(checked.accepted.to_dicts())
+    assert checked.positions.tolist() == [i for i, reason in enumerate(checked.reason) if reason is None]
+    for record, reason in zip(records, checked.reason, strict=True):
+        expected = slow_reading(record)
+        if isinstance(expected, str):
+            assert reason == expected
+        else:
+            assert reason is None, record
+            got = next(accepted)
+            assert {name: got[name] for name in expected} == expected
+
+
+def test_as_text_keeps_neither_last_name_nor_card() -> None:
+    text = edge.as_text({"cc_num": ROW["cc_num"], "last": "Myers", "amt": None, "merchant": "Shop 4599-7354-0787-7245"})
+    assert text == f"{'*' * 16},M,,Shop {'*' * 19}"
 
 
 def test_no_card_number_passes() -> None:

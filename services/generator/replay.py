@@ -1,36 +1,37 @@
 """A real file in the Sparkov layout as a source: CSV or Parquet, streamed, once or looping.
 
-A CSV is read in blocks of whole lines, so a line break inside quotes is a malformed row. A block that parses as it
-should goes the fast way; one that doesn't is read line by line, so that each malformed line is refused on its own.
-A turn of the loop after the first shifts event time on and makes ``trans_num`` new; rows refused are refused once.
+A CSV is read in blocks of whole lines, a Parquet file in batches of a row group, so memory does not grow with the file.
+A record is a line: a line break inside quotes is a malformed row, and no row can spoil another. A turn of the loop
+after the first shifts event time on by whole days and makes ``trans_num`` new; rows refused are refused once.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
-import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar, Final, NamedTuple, Protocol
+from typing import BinaryIO, Final, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from services.generator.source import Chunk, Reject
 from spearhead import edge
+from spearhead.delimited import LONGEST_LINE, cut
 from spearhead.settings import Settings
-from spearhead.tokens import Tokenizer, tokenizer
+from spearhead.tokens import Tokenizer, mask, tokenizer
 
-BLOCK_BYTES: Final = 4 << 20
-BLOCK_ROWS: Final = 16_384
-LONGEST_LINE: Final = 1 << 20
-GAP_US: Final = 60_000_000  # between the last row of a turn and the first of the next
+BLOCK_BYTES: Final = 8 << 20
+BLOCK_ROWS: Final = 32_768
+LONGEST_TEXT: Final = 1_000  # characters of a refused line that are kept
+DAY_US: Final = 86_400_000_000
+LAST_US: Final = 253_402_300_800_000_000  # the year 10000, which Python's dates don't reach: a loop ends before it
+TURN_MARK: Final = "~"  # comes in no trans_num that the edge accepts, so no row of a later turn meets one of the file
 
 
 class ReplayError(ValueError):
@@ -40,7 +41,7 @@ class ReplayError(ValueError):
 class Cursor(msgspec.Struct, omit_defaults=True):
     """Where a replay goes on; JSON in the segments' metadata."""
 
-    file: str  # size and hash of the header: a replay can't go on in another file
+    file: str  # size, time and hash of the header: a replay can't go on in another file
     turn: int = 0
     place: int = 0  # of the block: byte offset (CSV) or row (Parquet)
     line: int = 0  # lines or rows before the block
@@ -52,16 +53,22 @@ class Cursor(msgspec.Struct, omit_defaults=True):
 
 
 class Block(NamedTuple):
-    """Records of the file in order. ``lines`` are their line numbers, ``malformed`` what is no record at all."""
+    """Records of the file in order."""
 
     place: int
     line: int
     next_place: int
     next_line: int
     rows: pl.DataFrame  # texts, by column; well-formed records only
-    lines: list[int] | range  # of all records, malformed ones too
-    malformed: dict[int, str]  # position among the records -> reason
-    texts: list[str] | None  # the records as text; None: made from ``rows``
+    lines: NDArray[np.int64]  # line numbers of all records, malformed ones too
+    malformed: dict[int, Malformed]  # by position among the records
+
+
+class Malformed(NamedTuple):
+    """What is no row."""
+
+    reason: str
+    text: str
 
 
 class Layout(Protocol):
@@ -83,76 +90,42 @@ class CsvFile:
         if not header.strip():
             raise ReplayError(f"{path} is empty: it needs a header line and rows")
         try:
-            names = next(csv.reader([header.decode("utf-8-sig").strip()], strict=True))
-        except (UnicodeDecodeError, csv.Error) as error:
+            names = next(csv.reader([header.decode("utf-8-sig").strip("\r\n")], strict=True))
+        except (UnicodeDecodeError, csv.Error, StopIteration) as error:
             raise ReplayError(f"{path} has no CSV header line: {error}") from error
-        _require(path, names)
-        self._names = [name or f"unnamed{i}" for i, name in enumerate(names)]
-        self._wanted = [name for name in self._names if name in edge.REQUIRED or name in edge.OPTIONAL]
-        self.identity = f"{path.stat().st_size}-{hashlib.sha256(header).hexdigest()[:16]}"
+        self._names = [name.strip() for name in names]
+        self._wanted = _wanted(path, self._names)
+        self.identity = _identity(path, header)
 
     def blocks(self, place: int, line: int) -> Iterator[Block]:
         """Blocks from byte ``place`` (0: the first row) on; ``line`` lines come before it."""
         place, line = (place, line) if place else (self._start, 1)
         with self.path.open("rb") as file:
             file.seek(place)
-            while data := file.read(BLOCK_BYTES):
-                if not data.endswith(b"\n"):
-                    data += file.readline(LONGEST_LINE)
-                count = data.count(b"\n") + (not data.endswith(b"\n"))
-                yield self._block(data, place, line, count)
-                place, line = place + len(data), line + count
+            while data := _whole_lines(file):
+                block = self._block(data, place, line, file.tell())
+                yield block
+                place, line = block.next_place, block.next_line
 
-    def _block(self, data: bytes, place: int, line: int, count: int) -> Block:
-        rows = self._parse(data)
-        if rows is not None and rows.height == count:
-            lines = range(line + 1, line + count + 1)
-            return Block(place, line, place + len(data), line + count, rows, lines, {}, None)
-        return self._line_by_line(data, place, line, count)
+    def _block(self, data: bytes, place: int, line: int, next_place: int) -> Block:
+        found = cut(data, self._names, self._wanted)
+        malformed = {
+            i: Malformed(reason, mask(data[found.start[i] : found.end[i]].decode(errors="replace"))[:LONGEST_TEXT])
+            for i, reason in found.faults.items()
+        }
+        next_line = line + data.count(b"\n") + (not data.endswith(b"\n"))
+        return Block(place, line, next_place, next_line, found.rows, found.line + line + 1, malformed)
 
-    def _parse(self, data: bytes) -> pl.DataFrame | None:
-        """All lines at once; None if one of them is not as it should be."""
-        try:
-            table = pacsv.read_csv(
-                io.BytesIO(data),
-                read_options=pacsv.ReadOptions(use_threads=False, column_names=self._names, block_size=2 * len(data)),
-                convert_options=pacsv.ConvertOptions(
-                    include_columns=self._wanted, column_types=dict.fromkeys(self._wanted, pa.string())
-                ),
-            )
-        except pa.ArrowInvalid:
-            return None
-        return pl.DataFrame(pl.from_arrow(table))
 
-    def _line_by_line(self, data: bytes, place: int, line: int, count: int) -> Block:
-        at = [self._names.index(name) for name in self._wanted]
-        lines: list[int] = []
-        texts: list[str] = []
-        good: list[list[str]] = []
-        malformed: dict[int, str] = {}
-        for number, raw in enumerate(data.split(b"\n"), line + 1):
-            if not raw.strip():
-                continue
-            fields, fault = self._fields(raw)
-            if fault:
-                malformed[len(lines)] = fault
-            else:
-                good.append([fields[i] for i in at])
-            lines.append(number)
-            texts.append(raw.decode(errors="replace").rstrip("\r"))
-        rows = pl.DataFrame(good, schema=dict.fromkeys(self._wanted, pl.String), orient="row")
-        return Block(place, line, place + len(data), line + count, rows, lines, malformed, texts)
-
-    def _fields(self, raw: bytes) -> tuple[list[str], str]:
-        try:
-            fields = next(csv.reader([raw.decode().rstrip("\r")], strict=True))
-        except UnicodeDecodeError:
-            return [], "line is not UTF-8"
-        except csv.Error as error:
-            return [], f"line is not CSV: {error}"
-        if len(fields) != len(self._names):
-            return [], f"line has {len(fields)} fields, the header has {len(self._names)}"
-        return fields, ""
+def _whole_lines(file: BinaryIO) -> bytes:
+    """About BLOCK_BYTES of lines; of a line longer than LONGEST_LINE the rest is passed over."""
+    data = file.read(BLOCK_BYTES)
+    if data and not data.endswith(b"\n"):
+        rest = file.readline(LONGEST_LINE)
+        data += rest
+        while len(rest) == LONGEST_LINE and not rest.endswith(b"\n"):
+            rest = file.readline(LONGEST_LINE)
+    return data
 
 
 class ParquetFile:
@@ -164,11 +137,11 @@ class ParquetFile:
             self._file = pq.ParquetFile(path)
         except (pa.ArrowInvalid, OSError) as error:
             raise ReplayError(f"{path} is not a whole Parquet file: {error}") from error
-        names = self._file.schema_arrow.names
-        _require(path, names)
-        self._wanted = [name for name in names if name in edge.REQUIRED or name in edge.OPTIONAL]
-        digest = hashlib.sha256(str(self._file.schema_arrow).encode()).hexdigest()[:16]
-        self.identity = f"{path.stat().st_size}-{digest}"
+        schema = self._file.schema_arrow
+        self._wanted = _wanted(path, schema.names)
+        for name in self._wanted:
+            _require_type(path, schema.field(name))
+        self.identity = _identity(path, str(schema).encode())
 
     def blocks(self, place: int, line: int) -> Iterator[Block]:
         """Blocks from row ``place`` on, which is a block's first; ``line`` is the same number."""
@@ -176,17 +149,58 @@ class ParquetFile:
         for group in range(self._file.num_row_groups):
             end = start + self._file.metadata.row_group(group).num_rows
             if place < end:
-                yield from self._group(group, start, place)
+                yield from self._group(group, start, end, place)
             start = end
 
-    def _group(self, group: int, start: int, place: int) -> Iterator[Block]:
-        batches = self._file.iter_batches(BLOCK_ROWS, row_groups=[group], columns=self._wanted, use_threads=False)
-        for batch in batches:
-            end = start + batch.num_rows
-            if start >= place:
-                rows = pl.DataFrame(pl.from_arrow(batch)).with_columns(pl.all().cast(pl.String, strict=False))
-                yield Block(start, start, end, end, rows, range(start + 1, end + 1), {}, None)
-            start = end
+    def _group(self, group: int, start: int, end: int, place: int) -> Iterator[Block]:
+        try:
+            for batch in self._file.iter_batches(
+                BLOCK_ROWS, row_groups=[group], columns=self._wanted, use_threads=False
+            ):
+                following = start + batch.num_rows
+                if start >= place:
+                    yield _rows_block(start, following, _as_texts(batch))
+                start = following
+        except (pa.ArrowInvalid, OSError) as error:
+            if isinstance(error, OSError) and error.errno:  # the disk's fault, not the file's
+                raise
+            if end > place:
+                yield self._damaged(max(start, place), end)
+
+    def _damaged(self, start: int, end: int) -> Block:
+        rows = pl.DataFrame(schema=dict.fromkeys(self._wanted, pl.String))
+        reason = f"rows {start + 1:,} to {end:,} can't be read: the file is damaged there"
+        return Block(start, start, end, end, rows, np.array([start + 1]), {0: Malformed(reason, "")})
+
+
+def _rows_block(start: int, end: int, rows: pl.DataFrame) -> Block:
+    return Block(start, start, end, end, rows, np.arange(start + 1, end + 1), {})
+
+
+def _as_texts(batch: pa.RecordBatch) -> pl.DataFrame:
+    """Every value as a CSV file would have it."""
+    frame = pl.DataFrame(pl.from_arrow(batch))
+    zoned = [name for name, kind in frame.schema.items() if isinstance(kind, pl.Datetime) and kind.time_zone]
+    times = (pl.col(name).dt.convert_time_zone("UTC").dt.replace_time_zone(None) for name in zoned)
+    return frame.with_columns(times).with_columns(pl.all().cast(pl.String, strict=False))
+
+
+def _identity(path: Path, header: bytes) -> str:
+    found = path.stat()
+    return f"{found.st_size}-{found.st_mtime_ns}-{hashlib.sha256(header).hexdigest()[:16]}"
+
+
+def _require_type(path: Path, field: pa.Field) -> None:
+    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    if pa.types.is_nested(kind) or (field.name == "cc_num" and pa.types.is_floating(kind)):
+        exact = " exactly" if field.name == "cc_num" else ""
+        raise ReplayError(f"{path} can't be replayed: column {field.name} has type {kind}, which can't hold it{exact}")
+
+
+def _wanted(path: Path, names: list[str]) -> list[str]:
+    """Columns that are read. Raises ReplayError if one is missing or there twice."""
+    _require(path, names)
+    return [name for name in names if name in edge.REQUIRED or name in edge.OPTIONAL]
 
 
 def _require(path: Path, names: list[str]) -> None:
@@ -215,22 +229,20 @@ def open_replay(settings: Settings, cursor: str) -> Replay:
 
 
 class _Checked(NamedTuple):
-    """A block, checked: which of its records are accepted, and why the others aren't."""
+    """A block, checked: which of its records are accepted, and what is wrong with the others."""
 
     block: Block
     accepted: pl.DataFrame
     positions: NDArray[np.int64]  # (accepted,) where the accepted ones are among the block's records
-    reasons: dict[int, str]
+    refused: dict[int, Malformed]  # by position among the records
     records: int
 
 
 class Replay:
     """Rows of a file in its own order; the event times are the file's."""
 
-    finite: ClassVar[bool]
-
     def __init__(self, path: Path, tokens: Tokenizer, loop: bool, cursor: str = "") -> None:
-        self.finite = not loop  # type: ignore[misc]
+        self.finite = not loop
         self._path = path
         self._tokens = tokens
         self._layout = open_layout(path)
@@ -275,7 +287,7 @@ class Replay:
             following = next(self._blocks, None)
             if following is not None:
                 self._checked = self._check(following)
-            elif self.finite or not at.accepted:
+            elif self.finite or not at.accepted or self._shift(at.turn + 1) + at.last_time >= LAST_US:
                 return None
             else:
                 at.turn, at.place, at.line, at.skip = at.turn + 1, 0, 0, 0
@@ -284,33 +296,27 @@ class Replay:
     def _check(self, block: Block) -> _Checked:
         records = len(block.lines)
         checked = edge.check(block.rows)
-        good = np.array([i for i in range(records) if i not in block.malformed], np.int64)
-        if not block.malformed:
-            good = np.arange(records, dtype=np.int64)
+        good = np.delete(np.arange(records), list(block.malformed))
         refused = checked.reason.is_not_null().arg_true().to_list()
-        reasons = {int(good[i]): checked.reason[i] for i in refused} | block.malformed
-        return _Checked(block, checked.accepted, good[checked.positions], reasons, records)
+        rejects = {
+            int(good[i]): Malformed(checked.reason[i], edge.as_text(block.rows.row(i, named=True))[:LONGEST_TEXT])
+            for i in refused
+        }
+        return _Checked(block, checked.accepted, good[checked.positions], rejects | block.malformed, records)
 
     def _cut(self, checked: _Checked, rows: int) -> tuple[pl.DataFrame, list[Reject], int]:
         """Up to ``rows`` records from the cursor on: those accepted, those refused, and how many are then done."""
         start = self._at.skip
         if self._at.turn == 0:
             end = min(start + rows, checked.records)
-            refused = [self._reject(checked, i) for i in sorted(checked.reasons) if start <= i < end]
+            bad = ((i, checked.refused[i]) for i in sorted(checked.refused) if start <= i < end)
+            refused = [Reject(int(checked.block.lines[i]), *found) for i, found in bad]
         else:  # refused in turn 0 already
             rank = int(np.searchsorted(checked.positions, start)) + rows
             end = int(checked.positions[rank - 1]) + 1 if rank <= len(checked.positions) else checked.records
             refused = []
         low, high = np.searchsorted(checked.positions, [start, end])
         return self._in_turn(checked.accepted.slice(int(low), int(high - low))), refused, end - start
-
-    def _reject(self, checked: _Checked, i: int) -> Reject:
-        block = checked.block
-        if block.texts is not None:
-            text = block.texts[i]
-        else:
-            text = ",".join("" if value is None else value for value in block.rows.row(i))
-        return Reject(block.lines[i], checked.reasons[i], text)
 
     def _in_turn(self, accepted: pl.DataFrame) -> pl.DataFrame:
         """The rows as this turn gives them; notes their event times."""
@@ -325,9 +331,13 @@ class Replay:
             at.last_time = max(high, at.last_time)
             at.watermark = max(high, at.watermark)
             return accepted
-        assert at.first_time is not None
-        shift = at.turn * (at.last_time - at.first_time + GAP_US)
+        shift = self._shift(at.turn)
         at.watermark = max(high + shift, at.watermark)
         return accepted.with_columns(
-            pl.col("event_time") + pl.duration(microseconds=shift), pl.col("trans_num") + f".{at.turn}"
+            pl.col("event_time") + pl.duration(microseconds=shift), pl.col("trans_num") + f"{TURN_MARK}{at.turn}"
         )
+
+    def _shift(self, turn: int) -> int:
+        """Microseconds by which a turn comes later: as many whole days as the file needs, so that hours stay hours."""
+        assert self._at.first_time is not None
+        return turn * ((self._at.last_time - self._at.first_time) // DAY_US + 1) * DAY_US
