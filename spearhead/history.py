@@ -162,9 +162,9 @@ class History:
         row, status = 0, -1
         while status != kernel.DONE:
             begin = row
+            limits = kernel.Limits(self._cards.capacity, self._merchants.capacity, self.label_delay_us, self.partitions)
             row, status = kernel.advance(
-                rows, begin, self._cards.store, self._cards.recent, self._merchants.store, self._cards.capacity,
-                self._merchants.capacity, self.label_delay_us, self.partitions, self._counters,
+                rows, begin, self._cards.store, self._cards.recent, self._merchants.store, limits, self._counters,
                 kernel.scratch(len(rows.name_hash)), out,
             )  # fmt: skip
             self._counters[kernel.ROWS] += row - begin

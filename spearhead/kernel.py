@@ -29,9 +29,6 @@ from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import numba as nb
 import numpy as np
-from llvmlite import ir  # type: ignore[import-untyped]
-from numba.core import cgutils
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from spearhead.features import FEATURES
@@ -86,7 +83,7 @@ _PRIOR_FRAUDS: Final = 0.005  # one imagined row at the base rate
 DONE, CARDS_FULL, CARD_RING_FULL, MERCHANTS_FULL, MERCHANT_RING_FULL = range(5)
 LATE, TRUNCATED, ROWS = range(3)  # counters
 
-BLOCK: Final = 16  # rows whose memory is fetched ahead together
+BLOCK: Final = 32  # rows whose memory is fetched ahead together
 _AHEAD_MASK: Final = 4 * BLOCK - 1
 
 _F: Final = {name: place for place, name in enumerate(FEATURES)}
@@ -128,21 +125,38 @@ class Rows(NamedTuple):
     name_hash: NDArray[np.uint64]  # (names,) 0 until first needed
 
 
-class Ahead(NamedTuple):
-    """Scratch memory of one pass, by row number mod 4 BLOCK."""
+class Limits(NamedTuple):
+    """Records that fit into the stores, and what else the kernel needs to know."""
+
+    cards: int
+    merchants: int
+    label_delay: int  # us
+    partitions: int
+
+
+class Scratch(NamedTuple):
+    """Memory of one pass. The first two by row number mod 4 BLOCK, the last six by place in the block."""
 
     hashes: NDArray[np.uint64]
     records: Int64s  # the card's record, probably; -1 not known
     merchants: NDArray[np.int32]  # (names,) record of each name, -1 not known
     sums: Int64s  # (9,) a merchant's windows
     copy: NDArray[np.uint32]  # (RECENT,)
+    read: Int64s  # (1,)
+    log_amount: NDArray[np.float64]
+    gap_s: NDArray[np.float64]  # since the card's newest row; -1 for its first
+    last_lat: NDArray[np.float64]  # where the card was before
+    last_long: NDArray[np.float64]
+    number: NDArray[np.float64]
+    other: NDArray[np.float64]
 
 
-def scratch(names: int) -> Ahead:
+def scratch(names: int) -> Scratch:
     """Scratch for a pass over a batch with ``names`` merchants; one pass only, since records may move after it."""
-    return Ahead(
+    return Scratch(
         np.empty(4 * BLOCK, np.uint64), np.empty(4 * BLOCK, np.int64), np.full(names, -1, np.int32),
-        np.empty(9, np.int64), np.empty(RECENT, np.uint32),
+        np.empty(9, np.int64), np.empty(RECENT, np.uint32), np.zeros(1, np.int64),
+        *(np.empty(BLOCK) for _ in range(6)),
     )  # fmt: skip
 
 
@@ -190,9 +204,9 @@ def ln(x: float) -> float:
     bits = np.float64(x).view(np.int64)
     exponent = (bits >> 52) - 1023
     mantissa = np.int64((bits & 0xFFFFFFFFFFFFF) | 0x3FF0000000000000).view(np.float64)
-    if mantissa > _SQRT2:
-        mantissa *= 0.5
-        exponent += 1
+    above = mantissa > _SQRT2
+    mantissa = mantissa * 0.5 if above else mantissa
+    exponent = exponent + 1 if above else exponent
     s = (mantissa - 1.0) / (mantissa + 1.0)
     q = s * s
     p = 0.0
@@ -215,7 +229,7 @@ def sine(x: float) -> float:
 def arcsine(x: float) -> float:
     """Arc sine for 0 <= x <= 1 to 1e-10: Taylor up to 1/2, above it by the half angle."""
     small = x <= 0.5
-    q = x * x if small else (1.0 - x) * 0.5
+    q = x * x if small else (1.0 - x) * 0.5  # both ways are computed: no branch, so loops over it become vectors
     p = 0.0
     for c in _ARCSINE:
         p = p * q + c
@@ -226,10 +240,8 @@ def arcsine(x: float) -> float:
 def distance_km(lat1: float, long1: float, lat2: float, long2: float) -> float:
     """Great-circle distance of two places in degrees (haversine formula), km."""
     turn = long2 - long1
-    if turn > 180.0:
-        turn -= 360.0
-    elif turn < -180.0:
-        turn += 360.0
+    turn = turn - 360.0 if turn > 180.0 else turn
+    turn = turn + 360.0 if turn < -180.0 else turn
     s1 = sine((lat2 - lat1) * _HALF_DEGREE)
     s2 = sine(turn * _HALF_DEGREE)
     cosines = sine(_HALF_PI - abs(lat1) * 2.0 * _HALF_DEGREE) * sine(_HALF_PI - abs(lat2) * 2.0 * _HALF_DEGREE)
@@ -260,25 +272,6 @@ def name_key(rows: Rows, code: int) -> np.uint64:
 
 
 # --- stores ---------------------------------------------------------------------------------------------------------
-
-
-def _prefetch(typingctx: Any, array: Any, index: Any) -> Any:
-    """Typing and code of ``_fetch``: one instruction."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        data = cgutils.create_struct_proxy(signature.args[0])(context, builder, value=args[0]).data
-        place = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(8).as_pointer())
-        number = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), number, number, number])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [place, number(0), number(3), number(1)])
-        return context.get_dummy_value()
-
-    return nb.types.void(array, nb.intp), codegen
-
-
-# Asks the CPU to bring array[index] near; no effect but speed, and any index is safe.
-_fetch: Callable[[NDArray[Any], int], None] = cast(Any, intrinsic(_prefetch))
 
 
 @_inlined
@@ -461,23 +454,54 @@ def remove_records(store: Store, recent: NDArray[np.uint32], gone: NDArray[np.bo
 # --- features of the row alone --------------------------------------------------------------------------------------
 
 
+# Logarithms and distances are computed for a block at a time, in loops short enough to become vector instructions;
+# each number is the same as it would be alone.
+
+
 @_inlined
-def _row_alone(rows: Rows, i: int, log_amount: float, out: NDArray[np.float32]) -> bool:
-    """Features that need no history, into ``out`` (WIDTH,); whether it is night."""
+def _before_block(rows: Rows, begin: int, end: int, work: Scratch, out: NDArray[np.float32]) -> None:
+    """Features of rows ``begin`` to ``end`` that need arithmetic but no history."""
+    for k in range(end - begin):
+        work.log_amount[k] = ln(1.0 + rows.cents[begin + k] / 100.0)
+        work.number[k] = ln(1.0 + max(rows.city_pop[begin + k], 0))
+    for k in range(end - begin):
+        i = begin + k
+        work.other[k] = distance_km(rows.home_lat[i], rows.home_long[i], rows.merch_lat[i], rows.merch_long[i])
+    for k in range(end - begin):
+        out[begin + k, F_LOG_AMT] = work.log_amount[k]
+        out[begin + k, F_CITY_POP] = work.number[k]
+        out[begin + k, F_HOME_KM] = work.other[k]
+
+
+@_inlined
+def _after_block(rows: Rows, begin: int, end: int, work: Scratch, out: NDArray[np.float32]) -> None:
+    """Features that need arithmetic on what the rows' cards did last."""
+    for k in range(end - begin):
+        work.number[k] = ln(1.0 + max(work.gap_s[k], 0.0))
+    for k in range(end - begin):
+        i = begin + k
+        work.other[k] = distance_km(work.last_lat[k], work.last_long[k], rows.merch_lat[i], rows.merch_long[i])
+    for k in range(end - begin):
+        km, gap_s = work.other[k], work.gap_s[k]
+        out[begin + k, F_CARD + 0] = work.number[k] if gap_s >= 0.0 else -1.0
+        out[begin + k, F_CARD + 13] = km
+        out[begin + k, F_CARD + 14] = min(km * 3600.0 / max(gap_s, _GAP_FLOOR_S), _SPEED_MAX)
+
+
+@_inlined
+def _row_alone(rows: Rows, i: int, out: NDArray[np.float32]) -> bool:
+    """The other features that need no history, into ``out`` (WIDTH,); whether it is night."""
     time = rows.time[i]
     day = time // _DAY_US
     hour = (time - day * _DAY_US) / (_HOUR_MS * 1e3)
     weekday = (day + 3) % 7  # 1970-01-01 was a Thursday
     night = hour < 7.0
     out[F_AMT] = rows.cents[i] / 100.0
-    out[F_LOG_AMT] = log_amount
     out[F_HOUR] = hour
     out[F_WEEKDAY] = weekday
     out[F_NIGHT] = 1.0 if night else 0.0
     out[F_WEEKEND] = 1.0 if weekday >= 5 else 0.0
-    out[F_HOME_KM] = distance_km(rows.home_lat[i], rows.home_long[i], rows.merch_lat[i], rows.merch_long[i])
     out[F_CATEGORY] = rows.category[i]
-    out[F_CITY_POP] = ln(1.0 + max(rows.city_pop[i], 0))
     out[F_AGE] = (time / _DAY_US - rows.dob[i]) / 365.2425
     return night
 
@@ -630,14 +654,17 @@ def _card_row(
     record: int,
     rows: Rows,
     i: int,
+    k: int,
     merchant: np.uint64,
-    log_amount: float,
     night: bool,
     counters: Int64s,
-    copy: NDArray[np.uint32],
+    work: Scratch,
     out: NDArray[np.float32],
 ) -> None:
-    """Features of row ``i`` from its card's history, which then holds the row. Its ring has room and is expired."""
+    """Features of row ``i``, the block's ``k``-th, from its card's history, which then holds it.
+
+    The card's ring has room and is expired.
+    """
     base, at = _u(record) * _RECORD_WORDS, _u(record) * _RECORD_INTS
     words, ints, places = cards.words, cards.ints, cards.singles
     first = ints[at + SEEN_ROWS] == 0
@@ -649,23 +676,20 @@ def _card_row(
         gap_us = 0
     now = words[base + LAST] + gap_us
     words[base + LAST] = now
-    cents = _signed(rows.cents[i])
-    new_merchant = 1 if _visit(recent, record, merchant, copy) else 0
-    _enter_windows(cards, record, now // _MS, cents, new_merchant, counters)
-    _window_features(cards, record, out)
-    _habit_features(cards, record, log_amount, cents / 100.0, now, night, out)
-
-    km = 0.0
-    if not first:
-        km = distance_km(places[at + LAST_LAT], places[at + LAST_LONG], rows.merch_lat[i], rows.merch_long[i])
-    category = 1 << (rows.category[i] & 31)
-    out[F_CARD + 0] = -1.0 if first else ln(1.0 + gap_us * 1e-6)
-    out[F_CARD + 13] = km
-    out[F_CARD + 14] = min(km * 3600.0 / max(gap_us * 1e-6, _GAP_FLOOR_S), _SPEED_MAX)
-    out[F_CARD + 15] = new_merchant
-    out[F_CARD + 17] = 0.0 if ints[at + SEEN_CATEGORIES] & category else 1.0
+    work.gap_s[k] = -1.0 if first else gap_us * 1e-6
+    work.last_lat[k] = rows.merch_lat[i] if first else places[at + LAST_LAT]
+    work.last_long[k] = rows.merch_long[i] if first else places[at + LAST_LONG]
     places[at + LAST_LAT] = rows.merch_lat[i]
     places[at + LAST_LONG] = rows.merch_long[i]
+
+    cents = _signed(rows.cents[i])
+    new_merchant = 1 if _visit(recent, record, merchant, work.copy) else 0
+    _enter_windows(cards, record, now // _MS, cents, new_merchant, counters)
+    _window_features(cards, record, out)
+    _habit_features(cards, record, work.log_amount[k], cents / 100.0, now, night, out)
+    category = 1 << (rows.category[i] & 31)
+    out[F_CARD + 15] = new_merchant
+    out[F_CARD + 17] = 0.0 if ints[at + SEEN_CATEGORIES] & category else 1.0
     ints[at + SEEN_CATEGORIES] |= category
     ints[at + SEEN_ROWS] = min(ints[at + SEEN_ROWS], 0x7FFFFFFE) + 1
 
@@ -825,50 +849,108 @@ def _merchant_features(
 # --- the pass -------------------------------------------------------------------------------------------------------
 
 
+# A row touches a dozen cache lines at random, and waiting for one after the other would take most of the time. So the
+# lines of coming rows are read ahead, many at a time, since the CPU overlaps reads that don't depend on each other.
+# (Prefetch instructions did not do: they are dropped where the page's address is not at hand.) What was read goes to
+# ``work.read``, or the compiler would leave the reads out.
+
+
 @_inlined
-def _fetch_tables(rows: Rows, begin: int, end: int, cards: Store, ahead: Ahead) -> None:
-    """Hash the cards of rows ``begin`` to ``end``, fetch where the table may have them."""
+def _read_tables(rows: Rows, begin: int, end: int, cards: Store, work: Scratch) -> None:
+    """Hash the cards of rows ``begin`` to ``end``; read where the table may have them."""
     mask = _u(len(cards.table) - 1)
+    read = work.read[0]
     for i in range(begin, end):
         h = mix(rows.card[i])
-        ahead.hashes[i & _AHEAD_MASK] = h
-        _fetch(cards.table, _signed(h & mask))
+        work.hashes[i & _AHEAD_MASK] = h
+        read ^= cards.table[h & mask]
+    work.read[0] = read
 
 
 @_inlined
-def _fetch_records(
-    rows: Rows, begin: int, end: int, cards: Store, recent: NDArray[np.uint32], merchants: Store, ahead: Ahead
+def _read_records(
+    rows: Rows, begin: int, end: int, cards: Store, recent: NDArray[np.uint32], merchants: Store, work: Scratch
 ) -> None:
+    """Read the records of cards and merchants, as far as they are known."""
+    read = work.read[0]
+    half = _u(WORDS // 2)
     for i in range(begin, end):
-        record = _guess(cards, ahead.hashes[i & _AHEAD_MASK])
-        ahead.records[i & _AHEAD_MASK] = record
+        record = _guess(cards, work.hashes[i & _AHEAD_MASK])
+        work.records[i & _AHEAD_MASK] = record
         if record >= 0:
-            _fetch(cards.words, record * WORDS)
-            _fetch(cards.words, record * WORDS + WORDS // 2)
-            _fetch(recent, record * RECENT)
-            _fetch(recent, record * RECENT + RECENT // 2)
-        merchant = ahead.merchants[rows.merchant[i]]
+            base = _u(record) * _RECORD_WORDS
+            read ^= cards.words[base] ^ cards.words[base + half]
+            base = _u(record) * _u(RECENT)
+            read ^= _signed(recent[base]) ^ _signed(recent[base + _u(RECENT // 2)])
+        merchant = work.merchants[rows.merchant[i]]
         if merchant >= 0:
-            _fetch(merchants.words, merchant * WORDS)
-            _fetch(merchants.words, merchant * WORDS + WORDS // 2)
+            base = _u(merchant) * _RECORD_WORDS
+            read ^= merchants.words[base] ^ merchants.words[base + half]
+    work.read[0] = read
 
 
 @_inlined
-def _fetch_rings(rows: Rows, begin: int, end: int, cards: Store, merchants: Store, ahead: Ahead) -> None:
-    """Fetch the oldest and newest of the cards' rows and the newest of the merchants' buckets."""
+def _read_rings(rows: Rows, begin: int, end: int, cards: Store, merchants: Store, work: Scratch) -> None:
+    """Read the ends of the cards' windows and the merchants' newest buckets."""
+    read = work.read[0]
     for i in range(begin, end):
-        record = ahead.records[i & _AHEAD_MASK]
-        if record >= 0:
+        record = work.records[i & _AHEAD_MASK]
+        if record >= 0 and cards.ints[_u(record) * _RECORD_INTS + LENGTH] > 0:
             at = _u(record) * _RECORD_INTS
             offset, mask = cards.ints[at + OFFSET], (1 << cards.ints[at + SHAPE]) - 1
-            start, length = cards.ints[at + START], cards.ints[at + LENGTH]
-            _fetch(cards.ring, offset + start)
-            _fetch(cards.ring, offset + ((start + length - 1) & mask))
-            _fetch(cards.ring, offset + ((start + length) & mask))
-        merchant = ahead.merchants[rows.merchant[i]]
-        if merchant >= 0:
+            start, length, day = cards.ints[at + START], cards.ints[at + LENGTH], cards.ints[at + ROWS_24H]
+            read ^= cards.ring[_u(offset + start)] ^ cards.ring[_u(offset + ((start + length) & mask))]
+            read ^= cards.ring[_u(offset + ((start + length - day) & mask))]
+        merchant = work.merchants[rows.merchant[i]]
+        if merchant >= 0 and merchants.ints[_u(merchant) * _RECORD_INTS + LENGTH] > 0:
             at = _u(merchant) * _RECORD_INTS
-            _fetch(merchants.ring, _signed(_entry(merchants, at, merchants.ints[at + LENGTH] - 1)))
+            read ^= merchants.ring[_entry(merchants, at, merchants.ints[at + LENGTH] - 1)]
+    work.read[0] = read
+
+
+@_inlined
+def _one_row(
+    rows: Rows,
+    i: int,
+    k: int,
+    cards: Store,
+    recent: NDArray[np.uint32],
+    merchants: Store,
+    limits: Limits,
+    counters: Int64s,
+    work: Scratch,
+    out: NDArray[np.float32],
+) -> int:
+    """Row ``i``, the block's ``k``-th: DONE, or why not; then doing it again after there is room changes nothing."""
+    time, code, cents = rows.time[i], rows.merchant[i], _signed(rows.cents[i])
+    name = name_key(rows, code)
+    guess, hashed = work.records[i & _AHEAD_MASK], work.hashes[i & _AHEAD_MASK]
+    card = _recall(cards, _signed(rows.card[i]), hashed, guess, limits.cards, time)
+    if card < 0:
+        return CARDS_FULL
+    _expire_card(cards, card, max(time, cards.words[_u(card) * _RECORD_WORDS + LAST]) // _MS)
+    if cards.ints[_u(card) * _RECORD_INTS + LENGTH] < CARD_ROWS_MAX and not _has_room(cards, card, 1):
+        return CARD_RING_FULL
+    merchant = _recall(merchants, _signed(name), mix(name), work.merchants[code], limits.merchants, time)
+    if merchant < 0:
+        return MERCHANTS_FULL
+    work.merchants[code] = merchant
+    before = merchants.words[_u(merchant) * _RECORD_WORDS + LAST]
+    clock = max(time, before)
+    bucket, mature = clock // BUCKET_US, (clock - limits.label_delay) // BUCKET_US
+    if bucket != before // BUCKET_US or mature != (before - limits.label_delay) // BUCKET_US:
+        _advance_merchant(merchants, merchant, bucket, mature)
+    new_bucket = _needs_bucket(merchants, merchant, bucket, cents)
+    if new_bucket and not _has_room(merchants, merchant, 2):
+        return MERCHANT_RING_FULL
+
+    night = _row_alone(rows, i, out)
+    _card_row(cards, recent, card, rows, i, k, name, night, counters, work, out)
+    _merchant_windows(merchants, merchant, time, clock, limits.label_delay, cents, work.sums)
+    _add_merchant_row(merchants, merchant, new_bucket, bucket, cents, rows.label[i])
+    _merchant_features(merchants, merchant, cents, limits.partitions, work.sums, out)
+    merchants.words[_u(merchant) * _RECORD_WORDS + LAST] = clock
+    return DONE
 
 
 @_compiled
@@ -878,54 +960,32 @@ def advance(
     cards: Store,
     recent: NDArray[np.uint32],
     merchants: Store,
-    cards_room: int,
-    merchants_room: int,
-    label_delay: int,
-    partitions: int,
+    limits: Limits,
     counters: Int64s,
-    ahead: Ahead,
+    work: Scratch,
     out: NDArray[np.float32],
 ) -> tuple[int, int]:
     """Features of rows from ``begin`` on into ``out`` (n, WIDTH), and the rows into the state.
 
-    Returns (row, status): DONE with n, or the row before which a store must get room; that row changed nothing yet
-    that doing it again would change otherwise. ``cards_room`` and ``merchants_room`` are how many records fit.
-    ``recent`` is (cards * RECENT,): per card the marks of merchants, newest first. ``label_delay`` in us.
+    Returns (n, DONE), or (row, status): the row before which a store must get room, and which one.
+    ``recent`` is (cards * RECENT,): per card the marks of merchants, newest first.
     """
     n = len(rows.time)
     for block in range(begin - 3 * BLOCK, n, BLOCK):
         # Three blocks ahead the table, two ahead what it points at, one ahead what that points at.
-        _fetch_tables(rows, max(begin, block + 3 * BLOCK), min(block + 4 * BLOCK, n), cards, ahead)
-        _fetch_records(rows, max(begin, block + 2 * BLOCK), min(block + 3 * BLOCK, n), cards, recent, merchants, ahead)
-        _fetch_rings(rows, max(begin, block + BLOCK), min(block + 2 * BLOCK, n), cards, merchants, ahead)
-        for i in range(max(begin, block), min(block + BLOCK, n)):
-            time, code, cents = rows.time[i], rows.merchant[i], _signed(rows.cents[i])
-            name = name_key(rows, code)
-            guess, hashed = ahead.records[i & _AHEAD_MASK], ahead.hashes[i & _AHEAD_MASK]
-            card = _recall(cards, _signed(rows.card[i]), hashed, guess, cards_room, time)
-            if card < 0:
-                return i, CARDS_FULL
-            _expire_card(cards, card, max(time, cards.words[_u(card) * _RECORD_WORDS + LAST]) // _MS)
-            if cards.ints[_u(card) * _RECORD_INTS + LENGTH] < CARD_ROWS_MAX and not _has_room(cards, card, 1):
-                return i, CARD_RING_FULL
-            merchant = _recall(merchants, _signed(name), mix(name), ahead.merchants[code], merchants_room, time)
-            if merchant < 0:
-                return i, MERCHANTS_FULL
-            ahead.merchants[code] = merchant
-            before = merchants.words[_u(merchant) * _RECORD_WORDS + LAST]
-            clock = max(time, before)
-            bucket, mature = clock // BUCKET_US, (clock - label_delay) // BUCKET_US
-            if bucket != before // BUCKET_US or mature != (before - label_delay) // BUCKET_US:
-                _advance_merchant(merchants, merchant, bucket, mature)
-            new_bucket = _needs_bucket(merchants, merchant, bucket, cents)
-            if new_bucket and not _has_room(merchants, merchant, 2):
-                return i, MERCHANT_RING_FULL
-
-            log_amount = ln(1.0 + cents / 100.0)
-            night = _row_alone(rows, i, log_amount, out[i])
-            _card_row(cards, recent, card, rows, i, name, log_amount, night, counters, ahead.copy, out[i])
-            _merchant_windows(merchants, merchant, time, clock, label_delay, cents, ahead.sums)
-            _add_merchant_row(merchants, merchant, new_bucket, bucket, cents, rows.label[i])
-            _merchant_features(merchants, merchant, cents, partitions, ahead.sums, out[i])
-            merchants.words[_u(merchant) * _RECORD_WORDS + LAST] = clock
+        _read_tables(rows, max(begin, block + 3 * BLOCK), min(block + 4 * BLOCK, n), cards, work)
+        _read_records(rows, max(begin, block + 2 * BLOCK), min(block + 3 * BLOCK, n), cards, recent, merchants, work)
+        _read_rings(rows, max(begin, block + BLOCK), min(block + 2 * BLOCK, n), cards, merchants, work)
+        if block < begin:
+            continue
+        end, status, i = min(block + BLOCK, n), DONE, block
+        _before_block(rows, block, end, work, out)
+        while i < end:
+            status = _one_row(rows, i, i - block, cards, recent, merchants, limits, counters, work, out[i])
+            if status != DONE:
+                break
+            i += 1
+        _after_block(rows, block, i, work, out)
+        if status != DONE:
+            return i, status
     return n, DONE

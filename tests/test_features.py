@@ -98,7 +98,7 @@ def streams(draw: st.DrawFn, most: int = 120) -> list[dict[str, object]]:
     ]
 
 
-PATIENT = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+PATIENT = settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 
 
 @PATIENT
