@@ -17,7 +17,6 @@ from spearhead.backlog import Backlog
 from spearhead.errors import ConfigurationError
 from spearhead.heartbeat import Roster
 from spearhead.lease import Lease
-from spearhead.model import ModelStore
 from spearhead.producer import Position, Producer, SupersededError
 from spearhead.runner import iso_now
 from spearhead.schema import RAW, TIME
@@ -288,7 +287,7 @@ def check(settings: Settings, volume: Volume) -> None:
     room = settings.raw_transactions_critical + settings.features_ready_critical
     per_day = settings.cards * PER_CARD_AND_DAY
     need = per_day * settings.label_delay_days + settings.train_first_rows
-    if need <= room or (settings.rows is not None and settings.rows <= room) or ModelStore(volume).current():
+    if need <= room or (settings.rows is not None and settings.rows <= room) or (volume.models / "current").exists():
         return
     raise ConfigurationError(
         f"no model could ever be trained: {settings.cards:,} cards x {PER_CARD_AND_DAY:g} transactions a day x "
