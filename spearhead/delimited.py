@@ -42,6 +42,7 @@ class Cut(NamedTuple):
     end: NDArray[np.int64]  # (records,) byte after its last, the line break not counted
     line: NDArray[np.int64]  # (records,) its line in the text, from 0
     faults: dict[int, str]  # record -> what is wrong with it
+    lines: int  # in the text, a last one without line break too
 
 
 def cut(data: bytes, names: Sequence[str], wanted: Sequence[str]) -> Cut:
@@ -66,7 +67,7 @@ def cut(data: bytes, names: Sequence[str], wanted: Sequence[str]) -> Cut:
     views = np.delete(views[:, :records], bad, axis=1) if len(bad) else views[:, :records]
     columns = (_texts(view, data, unescaped) for view in views)
     faults = {int(i): _reason(int(fault[i]), int(fields[i]), len(names)) for i in bad}
-    return Cut(pl.DataFrame(dict(zip(wanted, columns, strict=True))), start, end, line, faults)
+    return Cut(pl.DataFrame(dict(zip(wanted, columns, strict=True))), start, end, line, faults, lines)
 
 
 def _texts(views: NDArray[np.uint32], data: bytes, unescaped: NDArray[np.uint8]) -> pl.Series:

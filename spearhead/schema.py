@@ -26,6 +26,7 @@ SCENARIOS: Final = (
 DECISIONS: Final = ("approved", "flagged")
 
 MAX_AMOUNT_CENTS: Final = 1_000_000_000  # $10 M: above it a card transaction is an input error
+LAST_TIME_US: Final = 158_731_488_000_000_000  # the year 7000; the clock of the feature kernel ends in 7711
 UNKNOWN_LABEL: Final = -1
 
 TIME = pa.timestamp("us", tz="UTC")

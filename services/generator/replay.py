@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from services.generator.source import Chunk, Reject
 from spearhead import edge
 from spearhead.delimited import LONGEST_LINE, cut
+from spearhead.schema import LAST_TIME_US
 from spearhead.settings import Settings
 from spearhead.tokens import Tokenizer, mask, tokenizer
 
@@ -30,7 +31,6 @@ BLOCK_BYTES: Final = 8 << 20
 BLOCK_ROWS: Final = 32_768
 LONGEST_TEXT: Final = 1_000  # characters of a refused line that are kept
 DAY_US: Final = 86_400_000_000
-LAST_US: Final = 253_402_300_800_000_000  # the year 10000, which Python's dates don't reach: a loop ends before it
 TURN_MARK: Final = "~"  # comes in no trans_num that the edge accepts, so no row of a later turn meets one of the file
 
 
@@ -113,8 +113,7 @@ class CsvFile:
             i: Malformed(reason, mask(data[found.start[i] : found.end[i]].decode(errors="replace"))[:LONGEST_TEXT])
             for i, reason in found.faults.items()
         }
-        next_line = line + data.count(b"\n") + (not data.endswith(b"\n"))
-        return Block(place, line, next_place, next_line, found.rows, found.line + line + 1, malformed)
+        return Block(place, line, next_place, line + found.lines, found.rows, found.line + line + 1, malformed)
 
 
 def _whole_lines(file: BinaryIO) -> bytes:
@@ -287,7 +286,7 @@ class Replay:
             following = next(self._blocks, None)
             if following is not None:
                 self._checked = self._check(following)
-            elif self.finite or not at.accepted or self._shift(at.turn + 1) + at.last_time >= LAST_US:
+            elif self.finite or not at.accepted or self._shift(at.turn + 1) + at.last_time >= LAST_TIME_US:
                 return None
             else:
                 at.turn, at.place, at.line, at.skip = at.turn + 1, 0, 0, 0

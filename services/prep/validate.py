@@ -11,9 +11,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from spearhead.rejects import Reject
-from spearhead.schema import CATEGORIES, MAX_AMOUNT_CENTS, STATES
+from spearhead.schema import CATEGORIES, LAST_TIME_US, MAX_AMOUNT_CENTS, STATES
 
-LATEST_US: Final = 7_258_118_400_000_000  # 2200-01-01: later event times are input errors
 CITY_POP_MAX: Final = 100_000_000
 
 Mask = NDArray[np.bool_]
@@ -36,7 +35,7 @@ def _between(low: float, high: float) -> Callable[[NDArray[Any]], Mask]:
 
 CHECKS: Final = (
     Check("amt_cents", _between(1, MAX_AMOUNT_CENTS), f"amount is not 0.01 to {MAX_AMOUNT_CENTS // 100} dollars"),
-    Check("event_time", _between(0, LATEST_US - 1), "event time is not between 1970 and 2200"),
+    Check("event_time", _between(0, LAST_TIME_US - 1), "event time is not between 1970 and 7000"),
     Check("category", _between(0, len(CATEGORIES) - 1), "category is not known"),
     Check("state", _between(0, len(STATES) - 1), "state is not known"),
     Check("label", _between(-1, 1), "label is not 1, 0 or -1"),
