@@ -141,6 +141,26 @@ def test_a_card_holds_4096_rows() -> None:
     assert_parity(make_batch([{"event_time": START + 4299_000 + HOUR_US}]), history, reference)
 
 
+def test_of_equally_idle_ones_the_key_decides_who_is_forgotten() -> None:
+    names = [f"m{i}" for i in range(40)]
+    tokens = [(i * 0x9E3779B97F4A7C15 + 1) % 2**64 for i in range(40)]
+    rows = [{"card": card, "merchant": name} for card, name in zip(tokens, names, strict=True)]
+    history = History(32, 32)
+    assert_parity(make_batch([*rows, *rows]), history, Reference(32, 32, 7 * DAY_US))
+    assert history.evicted_cards > 2
+    assert history.evicted_merchants > 2
+
+
+def test_every_row_is_done_once_when_memory_grows_under_it() -> None:
+    """More rows a card than its first ring takes, more cards than the first records and the first arena take."""
+    rows = [{"card": i % 1500, "merchant": f"m{i % 1300}", "event_time": START + i * 1_000_000} for i in range(15_000)]
+    whole, pieces = History(), History()
+    expected = whole.transform(make_batch(rows))
+    assert expected[:, F["card_count_7d"]].tolist() == [i // 1500 + 1 for i in range(15_000)]
+    got = np.concatenate([pieces.transform(piece) for piece in cut(make_batch(rows), list(range(0, 15_000, 501)))])
+    assert got.tobytes() == expected.tobytes()
+
+
 def test_agrees_with_the_reference_on_real_rows() -> None:
     batch = sparkov_slice()
     assert batch.num_rows == 13_614
@@ -287,6 +307,19 @@ def test_labels_that_have_not_matured_change_nothing(
     one = History(20, 20, label_delay).transform(make_batch(rows))
     other = History(20, 20, label_delay).transform(make_batch(turned))
     assert one[place].tobytes() == other[place].tobytes()
+
+
+def test_no_label_comes_early_at_a_busy_merchant() -> None:
+    """As above where it is hardest: rows a few minutes apart on both sides of the delay, buckets half old enough."""
+    random = np.random.default_rng(11)
+    times = START + np.cumsum(random.integers(0, 20 * 60_000_000, 600))
+    rows = [{"event_time": int(time), "card": i, "label": int(random.integers(0, 2))} for i, time in enumerate(times)]
+    one = History(1000, 10, DAY_US).transform(make_batch(rows))
+    assert len(np.unique(one[:, F["merch_frauds_7d"]])) > 10
+    for place in range(0, 600, 7):
+        young = [row | {"label": 1 - row["label"]} for row in rows if row["event_time"] > times[place] - DAY_US]
+        turned = [*rows[: len(rows) - len(young)], *young]
+        assert History(1000, 10, DAY_US).transform(make_batch(turned))[place].tobytes() == one[place].tobytes()
 
 
 def test_matured_labels_do_count() -> None:
