@@ -197,6 +197,16 @@ class History:
         return int(self._counters[kernel.TRUNCATED])
 
     @property
+    def card_max(self) -> int:
+        """Most cards remembered."""
+        return self._cards.limit
+
+    @property
+    def merchant_max(self) -> int:
+        """Most merchants remembered."""
+        return self._merchants.limit
+
+    @property
     def cards(self) -> int:
         return int(self._cards.count[0])
 

@@ -27,6 +27,7 @@ from services.prep.sample import KNOWN_DAYS, Share, hash_strings, sample
 from services.prep.stage import Prep
 from services.prep.validate import validate
 from services.prep.work import SCHEMA, FeatureWork, attach
+from spearhead.errors import ConfigurationError
 from spearhead.features import WIDTH, History
 from spearhead.heartbeat import Heartbeat, Roster
 from spearhead.partition import PartitionLog, newest_commit
@@ -386,6 +387,16 @@ def test_an_owner_file_left_by_a_dead_worker_is_taken_by_one(tmp_path: Path) -> 
     a.release(0)
     assert b.balance(["b"], {"b"}) == ({0}, set())
     assert [path.name for path in (volume.control / "owners").iterdir()] == ["p00"]
+
+
+@pytest.mark.parametrize(
+    "setting", [{"label_delay_days": 3.0}, {"card_state_max": 10}, {"merchant_state_max": 10}, {"partitions": 2}]
+)
+def test_a_history_made_under_other_settings_is_refused(tmp_path: Path, setting: dict[str, Any]) -> None:
+    arrays = FeatureWork(Settings(flashblade_path=tmp_path), Share(1_000, 1.0)).arrays()
+    FeatureWork(Settings(flashblade_path=tmp_path), Share(1_000, 1.0)).restore(arrays)
+    with pytest.raises(ConfigurationError, match="reset"):
+        FeatureWork(Settings(flashblade_path=tmp_path, **setting), Share(1_000, 1.0)).restore(arrays)
 
 
 def test_it_pauses_for_inference_and_goes_on(tmp_path: Path) -> None:

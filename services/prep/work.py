@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from services.prep.sample import Share, newest_event_time, sample
 from services.prep.validate import validate
 from spearhead.checkpoint import Arrays
+from spearhead.errors import ConfigurationError
 from spearhead.features import WIDTH, History
 from spearhead.partition import Outcome
 from spearhead.schema import IDENTITY, features_schema
@@ -35,7 +36,16 @@ class FeatureWork:
         )
 
     def restore(self, arrays: Arrays | None) -> None:
-        self.history = self._empty() if arrays is None else History.restore(dict(arrays))
+        """Take up a checkpoint's state. Raises ConfigurationError if it was made under other settings."""
+        asked = self._empty()
+        self.history = asked if arrays is None else History.restore(dict(arrays))
+        for setting in ("label_delay_us", "partitions", "card_max", "merchant_max"):
+            kept, wanted = getattr(self.history, setting), getattr(asked, setting)
+            if kept != wanted:
+                raise ConfigurationError(
+                    f"the volume's feature history was made with {setting} {kept:,}, the settings say {wanted:,}: "
+                    "go back to the setting of before, or 'reset' to begin a new history"
+                )
 
     def arrays(self) -> Arrays:
         return self.history.arrays()
