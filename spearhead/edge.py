@@ -212,9 +212,8 @@ def _times(texts: pl.Series) -> pl.Series:
     times = texts.str.to_datetime("%Y-%m-%d %H:%M:%S", time_unit="us", strict=False)
     others = times.is_null().arg_true()
     if len(others):
-        plain = (
-            texts.gather(others).str.replace("T", " ", literal=True).str.strip_suffix("Z").str.strip_suffix("+00:00")
-        )
+        plain = texts.gather(others).str.strip_chars().str.replace("T", " ", literal=True)
+        plain = plain.str.strip_suffix("Z").str.strip_suffix("+00:00")
         times.scatter(others, plain.str.to_datetime("%Y-%m-%d %H:%M:%S%.f", time_unit="us", strict=False))
     return times
 
@@ -256,7 +255,7 @@ _EACH: Final = {
         ),
     ),
     "trans_date_trans_time": _Reading(
-        {"event_time": _TEXT.map_batches(_times, return_dtype=pl.Datetime("us"))},
+        {"event_time": pl.col("text").map_batches(_times, return_dtype=pl.Datetime("us"))},
         _first(
             ("trans_date_trans_time is missing or not a time", pl.col("event_time").is_null()),
             (

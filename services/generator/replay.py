@@ -163,8 +163,7 @@ class ParquetFile:
         except (pa.ArrowInvalid, OSError) as error:
             if isinstance(error, OSError) and error.errno:  # the disk's fault, not the file's
                 raise
-            if end > place:
-                yield self._damaged(max(start, place), end)
+            yield self._damaged(start, end)
 
     def _damaged(self, start: int, end: int) -> Block:
         rows = pl.DataFrame(schema=dict.fromkeys(self._wanted, pl.String))
