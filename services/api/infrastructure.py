@@ -18,7 +18,7 @@ from spearhead.settings import Settings
 Payload = dict[str, Any]
 TARGET_UTILIZATION: Final = 0.8  # of a replica, when replicas are recommended
 DRAIN_SECONDS: Final = 60.0  # in which recommended replicas work a backlog off
-BUSY_CORES: Final = 0.05  # a worker that uses less can't be measured
+BUSY_CORES: Final = 0.01  # a worker that uses less can't be measured
 CAUSES: Final = {
     "raw_transactions": "throttle generation",
     "features_ready": "scale inference",

@@ -48,7 +48,8 @@ class Looker:
         self._backlog = Backlog(volume)
         self._heads = RawHeads(volume)
         self._models = ModelReader(volume)
-        self._history: deque[tuple[float, Flow, LedgerFile | None, Sample]] = deque(maxlen=SAMPLES)
+        self._samples: deque[Sample] = deque(maxlen=SAMPLES)
+        self._recent: deque[tuple[float, Flow, LedgerFile | None]] = deque()  # looks within RATE_SECONDS
         self._problems: list[str] = []
         self._shown: tuple[tuple[int, int, int] | None, bool] = (None, False)
         self._survey: dict[str, Any] = {}
@@ -62,7 +63,8 @@ class Looker:
         epoch = self._try("volume", self._epoch)
         if epoch is None:
             self._survey_at = 0.0
-            self._history.clear()
+            self._samples.clear()
+            self._recent.clear()
             return Snapshot(at, now, tuple(self._problems))
         damaged = self._try("ledger copy", self._is_damaged)
         ledger = self._try("ledger", self._ledger.read)
@@ -80,7 +82,7 @@ class Looker:
             ledger_damaged=bool(damaged),
             ledger_failed=failed,
             control=control,
-            samples=tuple(sample for *_, sample in self._history),
+            samples=tuple(self._samples),
             **self._survey | {"flow": self._survey["flow"]._replace(scored=_scored(ledger))},
         )
 
@@ -111,10 +113,13 @@ class Looker:
         }
         self._survey_problems = tuple(self._problems)
         self._survey_at = at
-        if self._history and self._history[-1][3].epoch != epoch:  # reset: the charts begin anew
-            self._history.clear()
-        sample = self._sample(epoch, now, at, flow, ledger, backlogs, workers)
-        self._history.append((at, flow, ledger, sample))
+        if self._samples and self._samples[-1].epoch != epoch:  # reset: the charts begin anew
+            self._samples.clear()
+            self._recent.clear()
+        self._samples.append(self._sample(epoch, now, at, flow, ledger, backlogs, workers))
+        self._recent.append((at, flow, ledger))
+        while at - self._recent[0][0] > RATE_SECONDS:
+            self._recent.popleft()
 
     def _workers(self) -> tuple[Heartbeat, ...]:
         return tuple(sorted(self._roster.alive().values(), key=lambda beat: (beat.stage, beat.started_at, beat.worker)))
@@ -167,7 +172,7 @@ class Looker:
         backlogs: Backlogs | None,
         workers: Sequence[Heartbeat] | None,
     ) -> Sample:
-        then, before, earlier = self._window_start(at)
+        then, before, earlier = self._recent[0] if self._recent else (at, Flow(), None)
         seconds = at - then
         latency = kpi.latency_quantiles_ms(_recent_latency(ledger, earlier))
         return Sample(
@@ -186,15 +191,6 @@ class Looker:
             precision=kpi.precision(ledger) if ledger else None,
             recall=kpi.recall(ledger) if ledger else None,
         )
-
-    def _window_start(self, at: float) -> tuple[float, Flow, LedgerFile | None]:
-        """Where rates are counted from: the oldest look within RATE_SECONDS, or the newest there is."""
-        start: tuple[float, Flow, LedgerFile | None] = (at, Flow(), None)
-        for position, (looked_at, flow, ledger, _) in enumerate(reversed(self._history)):
-            if position and at - looked_at > RATE_SECONDS:
-                break
-            start = (looked_at, flow, ledger)
-        return start
 
 
 class Reader:
