@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all lint bench lock clean
+.PHONY: help install run test test-all lint bench images lock clean
 
 help: ## Show these words
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -21,7 +21,7 @@ run: install ## Run the pipeline on ./var, dashboard on port 8000, until Ctrl-C
 	$(BIN)/python -m spearhead up
 
 test: install ## Test everything that takes less than five minutes in all
-	$(BIN)/python -m pytest -m "not soak and not docker and not browser"
+	$(BIN)/python -m pytest -m "not soak and not docker and not browser and not tools"
 
 test-all: install ## Test everything
 	$(BIN)/python -m pytest
@@ -34,8 +34,12 @@ lint: install ## Check style and types
 bench: install ## Measure throughput and latency; JSON on standard output
 	@$(BIN)/python -m bench.pipeline
 
+images: ## Build the five images and print their sizes (needs Docker)
+	docker compose build --quiet
+	$(PYTHON) deploy/image_sizes.py
+
 lock: install ## Pin the newest packages that requirements/*.in allow
-	cd requirements && touch core.txt && for name in core tables model web run dev; do \
+	cd requirements && touch core.txt && for name in core tables model model-gpu web run dev; do \
 		../$(BIN)/pip-compile --quiet --upgrade --generate-hashes --strip-extras --allow-unsafe --no-header \
 		--no-emit-index-url --no-emit-trusted-host --no-emit-find-links --constraint core.txt \
 		--output-file $$name.txt $$name.in || exit 1; done

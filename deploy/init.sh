@@ -11,15 +11,15 @@ fail() {
     exit 1
 }
 
-# private MODE PATH: only the stages may read it
-private() { chown "$owner" "$2" && chmod "$1" "$2" || fail "cannot give $2 to $owner."; }
+# private OWNER MODE PATH: nobody else may read it
+private() { chown "$1" "$3" && chmod "$2" "$3" || fail "cannot give $3 to $1."; }
 
-# keep NAME FOLDER FILE: the secret NAME of .env as FOLDER/FILE, or no such file if it is not set
+# keep NAME FOLDER FILE OWNER: the secret NAME of .env as FOLDER/FILE, or no such file if it is not set
 keep() {
     value=$(sed -n "s/^$1=//p" /run/secrets.env) || fail "cannot read the secrets that Compose gave."
-    private 0700 "$2"
+    private "$4" 0700 "$2"
     if [ -n "$value" ]; then
-        printf %s "$value" >"$2/.new" && private 0400 "$2/.new" && mv -f "$2/.new" "$2/$3" || fail "cannot write $2/$3."
+        printf %s "$value" >"$2/.new" && private "$4" 0400 "$2/.new" && mv -f "$2/.new" "$2/$3" || fail "cannot write $2/$3."
     else
         rm -f "$2/$3"
     fi
@@ -42,6 +42,10 @@ for name in queue metrics models logs raw-data control; do
     folder "$volume/$name" -R
 done
 folder "$volume" ""
-keep TOKEN_KEY /keys/token given.key
-keep API_TOKEN /keys/api token
+keep TOKEN_KEY /keys/token given.key "$owner"
+keep API_TOKEN /keys/api token "$owner"
+for name in ALERT_WEBHOOK_URL ALERT_SLACK_URL ALERT_SMTP_PASSWORD; do
+    keep "$name" /keys/alerts "$name" 65534:65534 # Alertmanager's user
+done
+keep GRAFANA_PASSWORD /keys/grafana password 472:0 # Grafana's
 echo "spearhead init: $volume ($found) is ready for $owner."

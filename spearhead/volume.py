@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from spearhead.files import Files
+from spearhead.segment import SegmentName
 
 FORMAT = 1
 TOPICS = ("raw-transactions", "features-ready", "inference-results", "training-queue")
@@ -58,7 +59,8 @@ class Volume:
     def prepare(self, partitions: int = 1) -> None:
         """Make the folders, write or check the format version, start epoch 1.
 
-        Raises VolumeError if the root is missing, not writable or of a format this version does not know.
+        Raises VolumeError if the root is missing, not writable, of a format this version does not know, or in use with
+        another number of partitions.
         """
         if not self.root.is_dir():
             raise VolumeError(f"volume {self.root} is not there: mount it or set FLASHBLADE_PATH")
@@ -72,6 +74,7 @@ class Volume:
         self._check_format()
         if not self.files.list(self.epochs):
             self.files.put_if_absent(self.epochs / f"{1:06d}", b"")
+        self._check_partitions(partitions)
 
     def _make_folders(self, partitions: int) -> None:
         folders = [self.workers, self.pending, self.ledger, self.models, self.logs, self.epochs]
@@ -93,6 +96,27 @@ class Volume:
             raise VolumeError(
                 f"volume {self.root} has format {found!r}, this version reads {FORMAT}: see docs/OPERATIONS.md, Upgrade"
             )
+
+    def _check_partitions(self, partitions: int) -> None:
+        """Raises VolumeError if the epoch in force was begun with another count: rows would be lost or doubled.
+
+        A producer's second flush comes after its first one is in every partition, and the newest segment stays.
+        """
+        epoch = self.epoch()
+        found: dict[str, dict[int, int]] = {}  # producer -> partition -> newest number
+        for folder in self.files.list(self.raw / "ready"):
+            names = (SegmentName.parse(file) for file in self.files.list(self.raw / "ready" / folder))
+            for name in names:
+                if name is not None and name.epoch == epoch:
+                    newest = found.setdefault(name.producer, {})
+                    newest[name.partition] = max(newest.get(name.partition, 0), name.seq)
+        for newest in found.values():
+            count = max(newest) + 1
+            if count > partitions or (count < partitions and max(newest.values()) > 1):
+                raise VolumeError(
+                    f"volume {self.root} holds segments in {count} partitions, PARTITIONS says {partitions}: "
+                    f"set it back, or see docs/OPERATIONS.md, Changing the partition count"
+                )
 
     def epoch(self) -> int:
         """The epoch in force. Raises VolumeError on a volume that was never prepared."""
