@@ -133,8 +133,18 @@ def test_the_stages_have_no_network(appliance: Appliance) -> None:
 def test_the_init_can_do_three_things(appliance: Appliance) -> None:
     (init,) = appliance.inspect(appliance.containers("init", everything=True))
     assert init["HostConfig"]["CapDrop"] == ["ALL"]
-    assert sorted(init["HostConfig"]["CapAdd"]) == ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER"]
+    added = {name.removeprefix("CAP_") for name in init["HostConfig"]["CapAdd"]}
+    assert added == {"CHOWN", "DAC_OVERRIDE", "FOWNER"}
     assert init["State"]["ExitCode"] == 0
+
+
+def test_the_init_says_what_to_do(appliance: Appliance, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = appliance.shell("docker compose run --rm -T -e FLASHBLADE_FS=nfs init 2>&1; test $? = 1")
+    assert "not on 'nfs' as FLASHBLADE_FS says: mount it at FLASHBLADE_PATH on the host, then start again." in other
+    folder = tmp_path_factory.mktemp("read-only")
+    run = f"docker run --rm --user 0 --cap-drop ALL --network none -v '{folder}:/mnt/flashblade:ro' --entrypoint sh"
+    refused = appliance.shell(f"{run} spearhead/generator:{TAG} /usr/local/bin/init 2>&1; test $? = 1")
+    assert "cannot make /mnt/flashblade/queue: mount the volume read-write;" in refused
 
 
 def test_control_is_closed_without_a_token(appliance: Appliance) -> None:
