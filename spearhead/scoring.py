@@ -170,7 +170,7 @@ def _empty_sums(hours: int) -> Sums:
 
 
 @nb.njit(cache=True, nogil=True)
-def _sum_rows(  # noqa: PLR0917
+def _sum_rows(
     scores: NDArray[np.float32],
     cents: NDArray[np.int32],
     category: NDArray[np.uint8],
