@@ -13,7 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.staticfiles import StaticFiles
 from starlette.responses import JSONResponse, Response
 
-from services.api import controls, examples, pages, reads
+from services.api import controls, examples, pages, reads, schemas, writes
 from services.api.context import Context
 from services.api.live import Hub
 from services.api.reader import Reader
@@ -50,7 +50,7 @@ def create_app(settings: Settings, volume: Volume, log: structlog.BoundLogger) -
         finally:
             ticking.cancel()
             hub.close()
-            await asyncio.to_thread(context.reader.stop)
+            await asyncio.to_thread(context.close)
 
     app = Api(
         title="Spearhead",
@@ -62,6 +62,7 @@ def create_app(settings: Settings, volume: Volume, log: structlog.BoundLogger) -
     )
     app.include_router(reads.router)
     app.include_router(controls.router)
+    app.include_router(writes.router)
     app.include_router(pages.router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.add_exception_handler(Exception, _failed)
@@ -77,6 +78,7 @@ class Api(FastAPI):
         if self.openapi_schema is None:
             self.openapi_schema = super().openapi()
             examples.add_to(self.openapi_schema)
+            self.openapi_schema["components"]["schemas"]["TransactionIn"] = schemas.TransactionIn.model_json_schema()
         return self.openapi_schema
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import asyncio
+import threading
+from typing import Final, NamedTuple
 
 import structlog
 
 from services.api.answers import Answers
+from services.api.ingest import Ingest
 from services.api.reader import Reader
 from services.api.snapshot import Snapshot
 from spearhead.settings import Settings
+from spearhead.tokens import tokenizer
 from spearhead.volume import Volume
+
+LOOKUPS: Final = 2  # at once: each reads whole columns
 
 
 class Context:
@@ -21,7 +27,10 @@ class Context:
         self.volume = volume
         self.reader = reader
         self.log = log
+        self.lookups = asyncio.Semaphore(LOOKUPS)
         self._newest = _Made(None, None)
+        self._ingest: Ingest | None = None
+        self._ingest_lock = threading.Lock()
 
     def answers(self) -> Answers:
         """Of the newest snapshot; serialised at most once for each."""
@@ -30,6 +39,19 @@ class Context:
             self._newest = _Made(snapshot, Answers(snapshot, self.settings))
         assert self._newest.answers is not None
         return self._newest.answers
+
+    def ingest(self) -> Ingest:
+        """This process's producer, made when the first rows come. Raises ConfigurationError without a usable key."""
+        with self._ingest_lock:
+            if self._ingest is None:
+                self._ingest = Ingest(self.volume, self.settings, tokenizer(self.settings))
+            return self._ingest
+
+    def close(self) -> None:
+        """Stop reading, give the producer's slot up."""
+        self.reader.stop()
+        if self._ingest is not None:
+            self._ingest.close()
 
 
 class _Made(NamedTuple):

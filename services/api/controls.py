@@ -41,7 +41,7 @@ class RefusedError(Exception):
 async def refuse(request: Request, error: Exception) -> Response:
     """The contract's shape of a refusal."""
     assert isinstance(error, RefusedError)
-    headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
+    headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}.get(error.status)
     return JSONResponse({"success": False, "error": str(error)}, error.status, headers)
 
 
@@ -66,16 +66,19 @@ _WORDS: Final = {
     400: "A bad value",
     401: "The token is missing or wrong",
     403: "No token is configured",
-    409: "It already is so",
+    404: "It is not there",
+    409: "It already is so, or is being done",
+    413: "Too large",
+    415: "Not a format that is read",
     503: "The volume can't be written",
 }
 
 
-def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": schemas.Refusal, "description": _WORDS[status]} for status in statuses}
 
 
-router = APIRouter(prefix="/api/control", tags=["control"], responses=_refusals(401, 403, 503))
+router = APIRouter(prefix="/api/control", tags=["control"], responses=refusals(401, 403, 503))
 
 
 @router.post("/start", response_model=schemas.Done, response_model_exclude_none=True)
@@ -85,7 +88,7 @@ async def start(request: Request, context: Authorised) -> dict[str, Any]:
     return {"success": True, "message": "the stages are working", "running": True}
 
 
-@router.post("/stop", response_model=schemas.Done, response_model_exclude_none=True, responses=_refusals(409))
+@router.post("/stop", response_model=schemas.Done, response_model_exclude_none=True, responses=refusals(409))
 async def stop(request: Request, context: Authorised) -> dict[str, Any]:
     """Idle the stages; nothing is lost. 409 if they are stopped already."""
 
@@ -112,7 +115,7 @@ async def get_throttle(context: Authorised) -> dict[str, Any]:
     return {"success": True, "rate": rate_value(control.rate or context.settings.generation_rate)}
 
 
-@router.post("/throttle", response_model=schemas.Throttle, responses=_refusals(400))
+@router.post("/throttle", response_model=schemas.Throttle, responses=refusals(400))
 async def set_throttle(request: Request, order: schemas.ThrottleOrder, context: Authorised) -> dict[str, Any]:
     """Set the rate of the generator or replay."""
     rate = _rate(order.rate)
@@ -127,7 +130,7 @@ async def get_priority(context: Authorised) -> dict[str, Any]:
     return {"success": True, "priority": control.priority}
 
 
-@router.post("/priority", response_model=schemas.PriorityDone, responses=_refusals(400))
+@router.post("/priority", response_model=schemas.PriorityDone, responses=refusals(400))
 async def set_priority(request: Request, order: schemas.PriorityOrder, context: Authorised) -> dict[str, Any]:
     """Set who has the right of way when cores are short."""
     wanted = next((known for known in PRIORITIES if known == order.priority), None)

@@ -478,3 +478,60 @@ class ThrottleOrder(BaseModel):
 
 class PriorityOrder(BaseModel):
     priority: Any = Field(description="inference, training or balanced", examples=["balanced"])
+
+
+class TransactionIn(BaseModel):
+    """A row in the Sparkov layout; values may be texts or numbers. Other columns are ignored."""
+
+    trans_date_trans_time: str = Field(examples=["2019-01-07 13:04:44"], description="UTC")
+    cc_num: str | int = Field(description="11 to 19 digits; it becomes a token and is kept nowhere")
+    merchant: str
+    category: str
+    amt: float | str
+    first: str
+    last: str
+    state: str
+    lat: float | str
+    long: float | str
+    city_pop: int | str
+    dob: str = Field(examples=["1964-12-30"])
+    trans_num: str = Field(description="1 to 64 letters, digits or any of _.:-")
+    merch_lat: float | str
+    merch_long: float | str
+
+
+class RowRejection(Shape):
+    row: int = Field(description="Position in the request, from 0")
+    trans_num: str | None
+    reason: str
+
+
+class Ingested(Shape):
+    success: bool
+    accepted: int = Field(description="Durable rows that will be scored")
+    rejected: int
+    rejections: list[RowRejection] = Field(description="The first thousand")
+    segment: str | None = Field(description="Epoch, producer and number of the segment that holds the rows")
+
+
+class Decision(Shape):
+    trans_num: str
+    decision: Literal["approved", "flagged"]
+    risk_score: float
+    model_version: str
+    amount: float
+    merchant: str
+    category: str
+    state: str
+    cc_num_masked: str
+    event_time: str
+    ingested_at: str
+    timestamp: str = Field(description="When it was decided")
+    is_fraud: bool | None
+    reasons: list[str]
+    segment: str | None = None
+
+
+class SignalPage(Shape):
+    signals: list[Decision]
+    next: str | None = Field(description="`cursor` of the next page; null at the end")
