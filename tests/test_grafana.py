@@ -166,6 +166,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
     """A real Prometheus that has scraped the real exporter of a pipeline with a model and matured labels."""
     folder = tmp_path_factory.mktemp("monitored")
     port, alertmanager_port = free_port(), free_port()
+    (folder / "targets").mkdir()
     (folder / "alertmanager.yml").write_text("{route: {receiver: none}, receivers: [{name: none}]}\n")
     pipeline = Up(
         folder / "volume", "--rate", "3000", "--port", str(port), TOKEN_KEY_FILE=folder / "token.key", **TRAFFIC
@@ -187,9 +188,10 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
         )
         yield server
     finally:
-        pipeline.kill()
+        logged = server.stop()
         alertmanager.stop()
-        assert "level=error" not in server.stop()
+        pipeline.kill()
+    assert "level=error" not in logged
 
 
 @pytest.mark.tools
