@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from ledgers import Scorer
 from processes import ROOT, children, wait_until
+from sparkov import rows
 from test_api import beat_all
 from websockets.sync.client import connect
 
@@ -165,3 +166,17 @@ def test_two_thousand_bytes_a_client_and_one_computation(server: Server) -> None
         text = socket.recv(timeout=30)
     assert len(text) < 3_000
     schemas.LiveMessage.model_validate_json(text, strict=True)
+
+
+def test_rows_are_taken_by_a_forked_worker(server: Server, volume: Volume) -> None:
+    """Libraries with thread pools, such as polars, hang in a child if they were used before the fork."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{server.port}/api/transactions",
+        data=json.dumps(rows(100)).encode(),
+        headers={"Content-Type": "application/json", "Authorization": "Bearer secret"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        assert answer.status == 202
+        segment = json.load(answer)["segment"]
+    assert [path.name for path in volume.raw_ready(0).glob("*-h*")] == ["e0001-h00-p00-000000000001.arrow"]
+    assert segment == "e0001-h00-000000000001"

@@ -18,7 +18,6 @@ from gunicorn.workers.base import Worker
 from uvicorn.config import Config
 from uvicorn.server import Server
 
-from services.api.app import create_app
 from services.api.heart import Heart
 from spearhead.errors import ConfigurationError
 from spearhead.log import LibraryLogs, worker_logger
@@ -93,6 +92,9 @@ class Application(BaseApplication):
             self.cfg.set(name, value)
 
     def load(self) -> Any:
+        """In the worker, after the fork: the thread pools that polars and pyarrow start don't survive one."""
+        from services.api.app import create_app  # noqa: PLC0415
+
         return create_app(self._settings, self._volume, self._log.bind(pid=os.getpid()))
 
     def run_here(self) -> None:
