@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
+import stat
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -258,3 +262,30 @@ def test_excuses_are_about_what_is_asked() -> None:
     asked = {selector for _, _, expr in queries() for selector in selectors(filled_in(expr))}
     asked |= {selector for alert in alerts() for selector in selectors(alert.expr)}
     assert excused() <= asked
+
+
+# How it starts
+
+
+def started(tmp_path: Path) -> Path:
+    """Run Grafana's start script; the file that it says the password is in."""
+    done = subprocess.run(
+        ["sh", str(ROOT / "deploy" / "grafana" / "start.sh"), "printenv", "GF_SECURITY_ADMIN_PASSWORD__FILE"],
+        env={"PATH": os.environ["PATH"], "GF_PATHS_DATA": str(tmp_path), "SECRETS_FOLDER": str(tmp_path / "secrets")},
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    return Path(done.stdout.strip())
+
+
+def test_the_password_is_made_once_and_nobody_else_may_read_it(tmp_path: Path) -> None:
+    made = started(tmp_path)
+    password = made.read_text()
+    assert len(password.strip()) >= 24
+    assert stat.S_IMODE(made.stat().st_mode) == 0o600
+    assert started(tmp_path).read_text() == password
+
+
+def test_the_password_of_the_secret_goes_first(tmp_path: Path) -> None:
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "password").write_text("given")
+    assert started(tmp_path).read_text() == "given"
