@@ -39,12 +39,14 @@ OTHERS: Final[dict[str, type[BaseModel]]] = {
 }
 MARK: Final = "<!-- What follows is made by python -m services.api.document -->\n"
 
+MEANINGS: Final[dict[str, str]] = msgspec.json.decode(Path(__file__).with_name("meanings.json").read_bytes())
+
 
 def fields(shape: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str]]:
     """(path, type, meaning) of every field, those of nested shapes included; ``[]`` marks entries of a list."""
     for name, field in shape.model_fields.items():
         path = f"{prefix}{name}"
-        yield path, _kind(field.annotation), _meaning(field)
+        yield path, _kind(field.annotation), _meaning(name, field)
         inner, suffix = _nested(field.annotation)
         if inner is not None:
             yield from fields(inner, f"{path}{suffix}.")
@@ -68,8 +70,9 @@ def _table(shape: type[BaseModel]) -> str:
     return "\n".join(["| field | type | meaning |", "| --- | --- | --- |", *rows])
 
 
-def _meaning(field: FieldInfo) -> str:
-    return (field.description or "").replace("|", "\\|")
+def _meaning(name: str, field: FieldInfo) -> str:
+    """Its own description, or what fields of that name mean. Raises KeyError for one that nobody has described."""
+    return (field.description or MEANINGS[name]).replace("|", "\\|")
 
 
 def _nested(kind: Any) -> tuple[type[BaseModel] | None, str]:
