@@ -1,4 +1,4 @@
-"""The api under load beside a pipeline at 100,000 rows/s, and ingest over HTTP; one JSON object on stdout.
+"""The api under load beside a pipeline at 100,000 rows/s, and ingest over HTTP; prints one JSON object.
 
 ``python -m bench.api [seconds]``: 500 requests/s on /api/business/metrics and 1,000 WebSocket clients. Load and pipeline
 share this machine's cores, so on a small one the generator of the load is part of what is measured.
@@ -15,6 +15,8 @@ import sys
 import tempfile
 import time
 import urllib.request
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -108,10 +110,20 @@ async def throughput(port: int, seconds: float) -> float:
 async def load(port: int, seconds: float) -> tuple[list[float], int]:
     until = time.monotonic() + seconds
     latencies: list[float] = []
-    requests = [asyncio.create_task(ask(port, until, latencies)) for _ in range(CONNECTIONS)]
-    counts = await asyncio.gather(*(listen(port, until) for _ in range(CLIENTS)))
-    await asyncio.gather(*requests)
-    return latencies, sum(counts)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as listeners:  # they must not delay the requests here
+        counting = asyncio.get_running_loop().run_in_executor(listeners, listen_all, port, seconds)
+        await asyncio.gather(*(ask(port, until, latencies) for _ in range(CONNECTIONS)))
+        return latencies, await counting
+
+
+def listen_all(port: int, seconds: float) -> int:
+    """Messages that CLIENTS get in ``seconds``."""
+
+    async def everybody() -> int:
+        until = time.monotonic() + seconds
+        return sum(await asyncio.gather(*(listen(port, until) for _ in range(CLIENTS))))
+
+    return asyncio.run(everybody())
 
 
 async def ask(port: int, until: float, latencies: list[float]) -> None:

@@ -60,7 +60,7 @@ def test_a_slow_client_is_dropped_and_the_others_get_everything() -> None:
         }
         await until(lambda: len(fast.got) == len(slow.got) == 1)
         for tick in range(WAITING + 5):
-            hub.broadcast()
+            await hub.broadcast()
             await until(lambda tick=tick: len(fast.got) == tick + 2)
         await until(serving["slow"].done)
         assert hub.dropped == 1
@@ -80,7 +80,7 @@ def test_a_tick_is_computed_once_for_all_clients() -> None:
         serving = [asyncio.create_task(hub.serve(socket, ())) for socket in sockets]
         await until(lambda: all(len(socket.got) == 1 for socket in sockets))
         before = answers.made
-        hub.broadcast()
+        await hub.broadcast()
         await until(lambda: all(len(socket.got) == 2 for socket in sockets))
         assert answers.made == before + 1
         assert len({socket.got[1] for socket in sockets}) == 1

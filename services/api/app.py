@@ -40,7 +40,7 @@ def create_app(settings: Settings, volume: Volume, log: structlog.BoundLogger) -
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         context = Context(settings, volume, Reader(volume, settings, log), log)
-        context.reader.start()
+        context.start()
         await asyncio.to_thread(context.reader.fresh, 5.0)
         hub = Hub(context.answers)
         app.state.context, app.state.hub = context, hub

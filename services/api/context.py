@@ -9,11 +9,12 @@ from typing import Final, NamedTuple
 import structlog
 
 from services.api.answers import Answers
+from services.api.inbox import Inbox
 from services.api.ingest import Ingest
 from services.api.reader import Reader
 from services.api.snapshot import Snapshot
 from spearhead.settings import Settings
-from spearhead.tokens import tokenizer
+from spearhead.tokens import Tokenizer, tokenizer
 from spearhead.volume import Volume
 
 LOOKUPS: Final = 2  # at once: each reads whole columns
@@ -31,6 +32,9 @@ class Context:
         self._newest = _Made(None, None)
         self._ingest: Ingest | None = None
         self._ingest_lock = threading.Lock()
+        self._tokens: Tokenizer | None = None
+        self._tokens_lock = threading.Lock()
+        self._inbox = Inbox(volume, settings, self.tokens, lambda: self.held_back() is not None, log)
 
     def answers(self) -> Answers:
         """Of the newest snapshot; serialised at most once for each."""
@@ -44,11 +48,33 @@ class Context:
         """This process's producer, made when the first rows come. Raises ConfigurationError without a usable key."""
         with self._ingest_lock:
             if self._ingest is None:
-                self._ingest = Ingest(self.volume, self.settings, tokenizer(self.settings))
+                self._ingest = Ingest(self.volume, self.settings, self.tokens())
             return self._ingest
+
+    def start(self) -> None:
+        """Start reading, and watching the inbox."""
+        self.reader.start()
+        self._inbox.start()
+
+    def tokens(self) -> Tokenizer:
+        """Made on first use. Raises ConfigurationError without a usable key."""
+        with self._tokens_lock:
+            if self._tokens is None:
+                self._tokens = tokenizer(self.settings)
+            return self._tokens
+
+    def held_back(self) -> str | None:
+        """Why no rows can be taken now; None if they can. Nothing is dropped: the sender keeps its rows."""
+        snapshot, settings = self.reader.snapshot, self.settings
+        if snapshot.backlogs is not None and snapshot.backlogs.raw_transactions >= settings.raw_transactions_critical:
+            return "back pressure: raw-transactions is at its critical threshold; send again later"
+        if snapshot.disk is not None and snapshot.disk.free < settings.disk_low_bytes:
+            return "the volume is short of space; send again later"
+        return None
 
     def close(self) -> None:
         """Stop reading, give the producer's slot up."""
+        self._inbox.close()
         self.reader.stop()
         if self._ingest is not None:
             self._ingest.close()

@@ -12,6 +12,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from services.api.answers import Answers
 
 TICK_SECONDS: Final = 1.0
+CHUNK: Final = 20  # clients served without a break
 WAITING: Final = 3  # messages that a client may be behind before it is dropped
 SECTIONS: Final = ("business", "dashboard", "pressure", "model_details")
 TOO_SLOW: Final = 1013  # "try again later"
@@ -56,13 +57,20 @@ class Hub:
         while True:
             due = max(due + self._tick, loop.time())
             await asyncio.sleep(due - loop.time())
-            self.broadcast()
+            await self.broadcast()
 
-    def broadcast(self) -> None:
-        """One message, made once for each set of sections that somebody wants."""
+    async def broadcast(self) -> None:
+        """One message, made once for each set of sections that somebody wants.
+
+        Requests get their turn between a few clients and the next.
+        """
         made: dict[frozenset[str], str] = {}
         answers = self._answers()
-        for client in list(self._clients):
+        for number, client in enumerate(list(self._clients), start=1):
+            if number % CHUNK == 0:
+                await asyncio.sleep(0)
+            if client not in self._clients:  # it left meanwhile
+                continue
             text = made.get(client.sections)
             if text is None:
                 text = made[client.sections] = _compose(answers, client.sections)

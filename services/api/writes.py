@@ -15,7 +15,6 @@ from services.api import lookups, rows, schemas
 from services.api.context import Context
 from services.api.controls import Authorised, RefusedError, refusals
 from services.api.ingest import BusyError, ConflictError, Outcome, check
-from services.api.snapshot import Snapshot
 from spearhead.errors import ConfigurationError
 from spearhead.runner import describe
 from spearhead.segment import SegmentError
@@ -77,7 +76,8 @@ def _take(context: Context, body: bytes, content_type: str, key: str | None) -> 
         ingest = context.ingest()
         if key is not None and (before := ingest.answer(body, key)) is not None:
             return before
-        _refuse_under_pressure(context.reader.snapshot, context)
+        if (reason := context.held_back()) is not None:
+            raise RefusedError(503, reason)
         return ingest.take(check(rows.parse(body, content_type), ingest.tokens), body, key)
     except rows.BodyError as error:
         raise RefusedError(error.status, str(error)) from error
@@ -86,15 +86,6 @@ def _take(context: Context, body: bytes, content_type: str, key: str | None) -> 
     except (BusyError, OSError, VolumeError, ConfigurationError, SegmentError, msgspec.DecodeError) as error:
         context.log.error("ingest failed", reason=describe(error))
         raise RefusedError(503, f"rows can't be taken now: {describe(error)}") from error
-
-
-def _refuse_under_pressure(snapshot: Snapshot, context: Context) -> None:
-    """Nothing is dropped: where the queue is full or the disk short, the sender keeps its rows."""
-    settings = context.settings
-    if snapshot.backlogs is not None and snapshot.backlogs.raw_transactions >= settings.raw_transactions_critical:
-        raise RefusedError(503, "back pressure: raw-transactions is at its critical threshold; send again later")
-    if snapshot.disk is not None and snapshot.disk.free < settings.disk_low_bytes:
-        raise RefusedError(503, "the volume is short of space; send again later")
 
 
 @router.get(

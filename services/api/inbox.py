@@ -1,0 +1,296 @@
+"""The hot folder ``raw-data/inbox/``: CSV, Parquet and NDJSON files dropped there become rows, exactly once.
+
+A file is taken when it has stood still for a moment, and deleted once all its rows are durable. One API process at a
+time is the producer ``i00``; how far it is stands in its newest segment's cursor, so a killed one's successor goes on
+there. Refused rows are set aside with card numbers masked, as those of a replay; a file that can't be read at all is
+renamed to ``<name>.refused``, with the reason in ``<name>.reason.json``.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import structlog
+
+from spearhead import edge
+from spearhead.heartbeat import Heartbeat, Roster, worker_name
+from spearhead.lease import Lease
+from spearhead.producer import Position, Producer, SupersededError
+from spearhead.rejects import REASON_SUFFIX, Reason, Reject, mask
+from spearhead.runner import describe, iso_now
+from spearhead.schema import RAW
+from spearhead.segment import SegmentError
+from spearhead.settings import Settings
+from spearhead.tokens import Tokenizer
+from spearhead.volume import Volume, VolumeError
+
+PRODUCER: Final = "i00"
+LOOK_SECONDS: Final = 2.0  # a file that is the same at two looks is complete
+BATCH: Final = 30_000  # records in a segment: the same after a kill, so that a cut-short flush is made again alike
+LONGEST_TEXT: Final = 1_000  # characters of a refused row that are kept
+REFUSED: Final = ".refused"
+UNFINISHED: Final = (".tmp", ".part", ".crdownload", REFUSED, REASON_SUFFIX)
+COLUMNS: Final = (*edge.REQUIRED, *edge.OPTIONAL)
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """The cursor of an inbox segment: records of the file up to ``done`` are published; ``end``: all are."""
+
+    file: str
+    identity: str
+    done: int
+    end: bool
+
+
+class UnreadableError(ValueError):
+    """Nothing in the file can be read as rows."""
+
+
+class Inbox:
+    """Takes files from the folder, from a thread of its own."""
+
+    def __init__(
+        self,
+        volume: Volume,
+        settings: Settings,
+        tokens: Callable[[], Tokenizer],
+        held_back: Callable[[], bool],
+        log: structlog.BoundLogger,
+    ) -> None:
+        self._volume = volume
+        self._settings = settings
+        self._tokens = tokens
+        self._held_back = held_back
+        self._log = log
+        self._folder = volume.raw_data / "inbox"
+        self._worker = worker_name()
+        self._roster = Roster(volume, settings.lease_seconds)
+        self._lease = Lease(volume.files, volume.control / "slots" / PRODUCER, self._worker)
+        self._producer: Producer | None = None
+        self._epoch = 0
+        self._seen: dict[str, str] = {}  # files and what they were like at the look before
+        self._started_at = iso_now()
+        self._rows = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="inbox", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """End after the segment at hand; give the slot up."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        try:
+            self._lease.release()
+            self._roster.leave("ingest", self._worker)
+            self._roster.close()
+        except OSError as error:  # the volume is away: the lease runs out
+            self._log.warning("inbox not left", reason=describe(error))
+
+    def look(self) -> None:
+        """One look: take every file that is complete. Raises OSError, SegmentError, VolumeError, ConfigurationError."""
+        ready = self._complete()
+        if not ready:
+            return
+        self._beat()
+        if not self._lease.take(self._roster.alive()):
+            return
+        for name in ready:
+            if self._stop.is_set():
+                return
+            self._take(name)
+
+    def _run(self) -> None:
+        failed = ""
+        while not self._stop.wait(LOOK_SECONDS):
+            try:
+                self.look()
+                failed = ""
+            except (OSError, VolumeError, SegmentError, SupersededError, ValueError) as error:
+                self._producer = None  # the next look goes on from what is on disk
+                if describe(error) != failed:
+                    failed = describe(error)
+                    self._log.error("inbox waits", reason=failed)
+
+    def _complete(self) -> list[str]:
+        """Files that are as they were at the look before."""
+        now = {
+            name: self._identity(name)
+            for name in self._volume.files.list(self._folder)
+            if not name.endswith(UNFINISHED) and (self._folder / name).is_file()
+        }
+        ready = [name for name, identity in now.items() if self._seen.get(name) == identity]
+        self._seen = now
+        return ready
+
+    def _identity(self, name: str) -> str:
+        try:
+            status = (self._folder / name).stat()
+        except FileNotFoundError:
+            return ""
+        return f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}"
+
+    # One file
+
+    def _take(self, name: str) -> None:
+        path, identity = self._folder / name, self._identity(name)
+        position = self._resume()
+        mark = msgspec.json.decode(position.cursor, type=Mark) if position.cursor else None
+        mine = mark is not None and mark.identity == identity
+        done = mark.done if mark is not None and mine else 0
+        if mark is None or not mine or not mark.end:
+            try:
+                if not self._publish_from(path, identity, done):
+                    return
+            except UnreadableError as error:
+                self._refuse(path, str(error))
+                return
+        self._volume.files.remove(path)
+        self._volume.files.sync_folders([self._folder])
+        self._log.info("inbox file taken", file=name, rows=self._rows)
+
+    def _resume(self) -> Position:
+        epoch = self._volume.epoch()
+        if self._producer is None or epoch != self._epoch:
+            self._epoch = epoch
+            producer = Producer(self._volume, PRODUCER, self._settings.partitions, self._worker)
+            producer.resume()
+            self._producer = producer
+        return self._producer.position
+
+    def _publish_from(self, path: Path, identity: str, done: int) -> bool:
+        """Publish the records after ``done``; whether that was all of them (else: stopped, or a reset)."""
+        batches = records(path, done)
+        batch = next(batches, None)
+        while batch is not None:
+            following = next(batches, None)
+            while self._held_back() and not self._stop.wait(LOOK_SECONDS):
+                self._beat()
+            if self._stop.is_set() or self._volume.epoch() != self._epoch:
+                return False
+            self._beat()
+            self._publish(batch, Mark(path.name, identity, done + batch.height, following is None), done)
+            done += batch.height
+            batch = following
+        return True
+
+    def _publish(self, rows: pl.DataFrame, mark: Mark, before: int) -> None:
+        assert self._producer is not None
+        checked = edge.check(rows)
+        batch = _stamped(edge.to_batch(checked.accepted, self._tokens()))
+        rejected = [
+            Reject(before + row + 1, reason, mask(str(rows.row(row)))[:LONGEST_TEXT])
+            for row, reason in enumerate(checked.reason)
+            if reason is not None
+        ]
+        newest = checked.accepted["event_time"].cast(pl.Int64).max() if batch.num_rows else 0
+        assert isinstance(newest, int)
+        watermark = max(self._producer.position.watermark, newest)
+        cursor = msgspec.json.encode(mark).decode()
+        self._producer.publish(batch, rejected=rejected, cursor=cursor, watermark=watermark)
+        self._rows += rows.height
+
+    def _refuse(self, path: Path, reason: str) -> None:
+        files = self._volume.files
+        files.replace(path.with_name(path.name + REASON_SUFFIX), msgspec.json.encode(Reason(reason=reason)))
+        files.rename(path, path.with_name(path.name + REFUSED))
+        files.sync_folders([self._folder])
+        self._log.error("inbox file refused", file=path.name, reason=reason)
+
+    def _beat(self) -> None:
+        self._roster.beat(
+            Heartbeat(
+                stage="ingest", worker=self._worker, epoch=self._epoch, state="running", rows=self._rows,
+                started_at=self._started_at, updated_at=iso_now(),
+            )
+        )  # fmt: skip
+
+
+def records(path: Path, done: int) -> Iterator[pl.DataFrame]:
+    """The records after the first ``done``, BATCH at a time, every value text or null. Raises UnreadableError."""
+    kind = path.suffix.lower()
+    readers = {".csv": _csv, ".parquet": _parquet, ".ndjson": _ndjson, ".jsonl": _ndjson}
+    if kind not in readers:
+        raise UnreadableError(f"{path.name}: the name must end in one of {', '.join(readers)}")
+    rows = itertools.islice(readers[kind](path), done, None)
+    while some := list(itertools.islice(rows, BATCH)):
+        yield pl.DataFrame(some, schema=dict.fromkeys(COLUMNS, pl.String), orient="row")
+
+
+def _csv(path: Path) -> Iterator[list[str | None]]:
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+        lines = csv.reader(line.replace("\0", "") for line in file)
+        places = _places(path, next(lines, []))
+        try:
+            for cells in lines:
+                if cells:
+                    yield [cells[place] if place is not None and place < len(cells) else None for place in places]
+        except csv.Error as error:
+            raise UnreadableError(f"{path.name}: line {lines.line_num}: {error}") from error
+
+
+def _parquet(path: Path) -> Iterator[list[str | None]]:
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            places = _places(path, names)
+            for batch in file.iter_batches(BATCH, columns=[names[place] for place in places if place is not None]):
+                columns = [
+                    batch.column(names[place]).cast(pa.string()).to_pylist()
+                    if place is not None
+                    else [None] * len(batch)
+                    for place in places
+                ]
+                yield from (list(cells) for cells in zip(*columns, strict=True))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise UnreadableError(f"{path.name}: not a Parquet file of such rows: {error}") from error
+
+
+def _ndjson(path: Path) -> Iterator[list[str | None]]:
+    with path.open("rb") as file:
+        for line in file:
+            if line.strip():
+                yield _cells(line)
+
+
+def _cells(line: bytes) -> list[str | None]:
+    """A line that is no object becomes a row without values, which the edge refuses."""
+    try:
+        record = msgspec.json.decode(line, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return [None] * len(COLUMNS)
+    return [_text(record.get(name)) for name in COLUMNS]
+
+
+def _text(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    return "" if isinstance(value, dict | list) else str(value)
+
+
+def _places(path: Path, header: list[str]) -> list[int | None]:
+    """Where the columns are. Raises UnreadableError if one that is needed is not there."""
+    names = [name.strip() for name in header]
+    missing = [name for name in edge.REQUIRED if name not in names]
+    if missing:
+        raise UnreadableError(f"{path.name}: columns are missing: {', '.join(missing)}")
+    return [names.index(name) if name in names else None for name in COLUMNS]
+
+
+def _stamped(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """With the wall time at which the rows came in: now."""
+    index = RAW.get_field_index("ingested_at")
+    now = np.full(batch.num_rows, np.datetime64("now", "us").astype(np.int64))
+    return batch.set_column(index, RAW.field(index), pa.array(now).view(RAW.field(index).type))
