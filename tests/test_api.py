@@ -286,6 +286,19 @@ def test_not_ready_before_there_is_a_ledger(api: Api) -> None:
     assert answer.json()["reasons"][0].startswith("no ledger yet")
 
 
+def test_a_stale_ledger_is_said_and_not_ready(api: Api, scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_model(api.volume)
+    scorer.score(50)  # scored, and nobody folds
+    monkeypatch.setattr("services.api.snapshot.STALE_SECONDS", -1.0)
+    answer = api.get("/api/dashboard")
+    assert answer["status"]["state"] == "degraded"
+    assert "old while rows wait to be counted" in answer["status"]["reasons"][0]
+    assert api.client.get("/readyz").status_code == 503
+    scorer.fold()
+    assert api.get("/api/dashboard")["status"]["state"] == "ok"  # old, but nothing waits
+    assert api.client.get("/readyz").status_code == 200
+
+
 # Pressure
 
 

@@ -284,7 +284,7 @@ def pressure(snapshot: Snapshot, settings: Settings) -> Payload:
             "pressure_percent": None if backlog is None else backlog / critical * 100,
             "status": severity,
         }
-        if severity in ("warning", "critical"):
+        if backlog is not None and severity is not None and severity != "normal":
             alerts.append(_alert(queue, backlog, severity, warning if severity == "warning" else critical, snapshot))
     replicas = recommended_replicas(snapshot)
     return {
