@@ -1,6 +1,6 @@
 """The api under load beside a pipeline at 100,000 rows/s, and ingest over HTTP; prints one JSON object.
 
-``python -m bench.api [seconds]``: 500 requests/s on /api/business/metrics and 1,000 WebSocket clients. Load and pipeline
+``python -m bench.api [seconds]``: 500 requests/s on /api/business/metrics, 1,000 WebSocket clients. Load and pipeline
 share this machine's cores, so on a small one the generator of the load is part of what is measured.
 """
 
