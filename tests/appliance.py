@@ -107,6 +107,14 @@ class Appliance:
         except OSError:  # refused, reset, timed out: it is just being started
             return None
 
+    def ask(self, service: str, path: str) -> str:
+        """What Prometheus or Alertmanager answers; what is only pending is left out."""
+        port = self.environment[f"{service.upper()}_PORT"]
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+            found = json.load(answer)
+        alerts = found["data"]["alerts"] if isinstance(found, dict) else found
+        return json.dumps([one for one in alerts if one.get("state") != "pending"], separators=(",", ":"))
+
     def post(self, path: str, body: Mapping[str, object], token: str) -> int:
         """The HTTP status."""
         request = urllib.request.Request(

@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.docker]
 LAYERS_MAX_MB = 1500
 START_SECONDS = 180  # what `--wait` may take on a busy machine; how long it took is printed
 TOKEN_KEY, API_TOKEN = "a-token-key-that-nobody-may-see", "a-bearer-token-that-nobody-may-see"
+STAGE_DOWN = '"alertname":"SpearheadStageDown"'
 READ_TOKEN_KEY = "run --rm --no-deps -T --entrypoint cat generator /var/lib/spearhead/token/token.key"
 
 
@@ -212,6 +213,18 @@ def test_scale(appliance: Appliance) -> None:
         inference = int(scale.split("=")[1][0])
         wait_until(lambda n=inference: _replicas(appliance, "inference") == n, scale)  # type: ignore[misc]
         appliance.await_progress(scale)
+
+
+def test_an_alert_fires_and_resolves(appliance: Appliance) -> None:
+    """No prep is left: Prometheus says so, Alertmanager has it, and both take it back when prep is there again."""
+    names = {"prometheus": "/api/v1/alerts", "alertmanager": "/api/v2/alerts"}
+    appliance.compose("kill prep")
+    for service, path in names.items():
+        wait_until(lambda s=service, p=path: STAGE_DOWN in appliance.ask(s, p), f"{service} has the alert")  # type: ignore[misc]
+    appliance.compose("start prep")
+    for service, path in names.items():
+        wait_until(lambda s=service, p=path: STAGE_DOWN not in appliance.ask(s, p), f"{service} took it back")  # type: ignore[misc]
+    appliance.await_progress("after the alert")
 
 
 def test_down_and_up_again_with_secrets_that_nobody_sees(appliance: Appliance) -> None:
