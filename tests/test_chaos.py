@@ -155,7 +155,8 @@ def test_a_stage_added_and_one_removed(
     pipeline = finite(up, model, "--inference", "3", "--prep", "2")
     working(pipeline, "inference")
     added = [extra(name, pipeline.root) for name in ("prep", "inference")]
-    wait_until(lambda: len(heartbeats(pipeline.root, "inference")) > 3, "a fourth inference worker")
+    for name, count in (("prep", 3), ("inference", 4)):  # a worker that beats has its signal handlers in place
+        wait_until(lambda n=name, c=count: len(heartbeats(pipeline.root, n)) >= c, f"{count} workers of {name}")  # type: ignore[misc]
     for process in added:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
