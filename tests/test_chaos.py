@@ -154,9 +154,10 @@ def test_a_stage_added_and_one_removed(
 ) -> None:
     pipeline = finite(up, model, "--inference", "3", "--prep", "2")
     working(pipeline, "inference")
-    added = [extra(name, pipeline.root) for name in ("prep", "inference")]
-    for name, count in (("prep", 3), ("inference", 4)):  # a worker that beats has its signal handlers in place
-        wait_until(lambda n=name, c=count: len(heartbeats(pipeline.root, n)) >= c, f"{count} workers of {name}")  # type: ignore[misc]
+    added = [extra(name, pipeline.root, WORKER_ID=f"added{name}") for name in ("prep", "inference")]
+    for name in ("prep", "inference"):  # a worker that beats has its signal handlers in place
+        beat = pipeline.root / "metrics" / "workers" / f"{name}-added{name}.json"
+        wait_until(beat.exists, f"a heartbeat of the added {name}")
     for process in added:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
