@@ -21,7 +21,7 @@ run: install ## Run the pipeline on ./var, dashboard on port 8000, until Ctrl-C
 	$(BIN)/python -m spearhead up
 
 test: install ## Test everything that takes less than five minutes in all
-	$(BIN)/python -m pytest -n 3 --dist loadfile -m "not soak and not docker and not browser and not tools"
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not soak and not docker and not browser and not tools"
 
 test-all: test ## Test everything: also with containers, a browser, Prometheus, and for minutes on end
 	$(BIN)/python -m pytest -m "soak or docker or browser or tools"
