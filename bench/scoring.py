@@ -25,6 +25,7 @@ from spearhead.files import Files
 from spearhead.model import Model
 from spearhead.schema import CATEGORIES, STATES, features_schema
 from spearhead.segment import SegmentInfo, read_segment, write_segment
+from spearhead.trees import compile_trees
 
 TREES = 100
 DEPTH = 6
@@ -69,7 +70,7 @@ def deep_model() -> Model:
     label = rng.random(50_000) < 0.05
     parameter = {"objective": "binary:logistic", "max_depth": DEPTH, "tree_method": "hist", "nthread": 1, "seed": 1}
     booster = xgb.train(parameter, xgb.QuantileDMatrix(features, label), num_boost_round=TREES)
-    return Model("v000001", booster, WIDTH, None)
+    return Model("v000001", booster, WIDTH, None, compile_trees(bytes(booster.save_raw("json"))))
 
 
 def ns_per_row(work: Callable[[], object], rows: int, seconds: float) -> float:
@@ -104,6 +105,7 @@ def measure(rows: int, seconds: float, folder: Path) -> dict[str, float | int]:
     size = write_segment(files, folder / "results.arrow", made, info)
     figures: dict[str, float | int] = {
         "predict": ns_per_row(lambda: model.score(matrix), rows, seconds),
+        "predict_by_xgboost": ns_per_row(lambda: model.booster.inplace_predict(matrix), rows, seconds),
         "decide_and_aggregate": ns_per_row(lambda: decide(scores), rows, seconds),
         "decide_and_aggregate_all_flagged": ns_per_row(lambda: decide(all_flagged), rows, seconds),
         "aggregate_json": ns_per_row(lambda: msgspec.json.encode(aggregate), rows, seconds),

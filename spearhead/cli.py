@@ -29,11 +29,13 @@ app = typer.Typer(
 VolumeOption = Annotated[Path | None, typer.Option("--volume", help="Root of the volume [env FLASHBLADE_PATH]")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output")]
 DEFAULT_VOLUME = Path("var")  # of `up` without --volume and FLASHBLADE_PATH: a folder beside the code
-WARM = {  # what compiles a stage's kernels: an image holds only its own stage
-    "generator": ("services.generator.warm", "run"),
-    "prep": ("spearhead.features", "warm"),
-    "inference": ("spearhead.scoring", "warm"),
-}
+WARM = (  # what compiles a stage's kernels: an image holds only its own stage
+    ("generator", "services.generator.warm", "run"),
+    ("prep", "spearhead.features", "warm"),
+    ("train", "spearhead.trees", "warm"),
+    ("inference", "spearhead.trees", "warm"),
+    ("inference", "spearhead.scoring", "warm"),
+)
 
 
 @app.command()
@@ -130,7 +132,7 @@ def reset(volume: VolumeOption = None) -> None:
 @app.command()
 def warm() -> None:
     """Compile the numeric kernels, so that no stage has to at its start."""
-    for stage, (module, function) in WARM.items():
+    for stage, module, function in WARM:
         if importlib.util.find_spec(f"services.{stage}") is not None:
             getattr(importlib.import_module(module), function)()
 

@@ -14,6 +14,7 @@ a folder, so that it is whole or absent.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import secrets
@@ -28,7 +29,9 @@ import numpy as np
 import xgboost as xgb
 from numpy.typing import NDArray
 
+from spearhead import trees
 from spearhead.features import FEATURES, FEATURES_VERSION
+from spearhead.trees import Trees
 from spearhead.volume import Volume
 
 KEPT: Final = 50  # newest versions that are never pruned
@@ -36,6 +39,7 @@ STALE_STAGING_SECONDS: Final = 3600.0
 _VERSION = re.compile(r"^v\d{6,}$")
 _NEEDED: Final = ("model.ubj", "features.json")
 _OPTIONAL: Final = ("window.json", "metrics.json", "thresholds.json", "params.json")
+_log = logging.getLogger(__name__)
 
 
 class ModelError(ValueError):
@@ -82,16 +86,31 @@ class Artifact(NamedTuple):
 class Model:
     """A loaded version that scores."""
 
-    def __init__(self, version: str, booster: xgb.Booster, width: int, window: Window | None) -> None:
+    def __init__(
+        self,
+        version: str,
+        booster: xgb.Booster,
+        width: int,
+        window: Window | None,
+        trees: Trees | None = None,
+        threads: int = 1,
+    ) -> None:
         self.version = version
         self.booster = booster
         self.width = width
         self.window = window
+        self.threads = threads
+        self._trees = trees  # the booster's, for spearhead.trees to sum; None: XGBoost predicts
 
     @property
     def train_end(self) -> int:
         """Rows up to this event time, us, are in sample; a window that nobody knows covers all time."""
         return self.window.train_end if self.window else int(np.iinfo(np.int64).max)
+
+    @property
+    def uses_kernel(self) -> bool:
+        """Whether our own kernel sums the trees, not XGBoost's predictor."""
+        return self._trees is not None
 
     def score(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Risk scores 0 to 1, float32 (n,), of C-contiguous float32 (n, width), which is not copied.
@@ -106,6 +125,8 @@ class Model:
             raise ValueError("the feature matrix must be C-contiguous")
         if len(features) == 0:
             return np.empty(0, np.float32)
+        if self._trees is not None:
+            return trees.probabilities(trees.margins(self._trees, features, self.threads), 1.0, 0.0)
         scores: NDArray[np.float32] = self.booster.inplace_predict(features, validate_features=False)
         return scores
 
@@ -302,7 +323,9 @@ class ModelStore:
         elif hashlib.sha256(data).hexdigest() != listed.sha256:
             raise ModelError(f"model {version}: model.ubj is damaged (its SHA-256 differs from features.json)")
         window = _decode(folder / "window.json", version, Window) if (folder / "window.json").exists() else None
-        model = Model(version, self._booster(data, version), len(self._features), window)
+        booster = self._booster(data, version)
+        found = None if self._device == "cuda" else _trees(booster, version)
+        model = Model(version, booster, len(self._features), window, found, self._threads)
         _check_scores(model)
         return model
 
@@ -357,6 +380,22 @@ def _try_elsewhere(path: Path, version: str) -> None:
     load = "import sys, xgboost; xgboost.Booster(model_file=sys.argv[1]).num_features()"
     if subprocess.run([sys.executable, "-c", load, str(path)], capture_output=True, check=False).returncode:
         raise ModelError(f"model {version}: {path.name} is no XGBoost model, or not a whole one")
+
+
+def _trees(booster: xgb.Booster, version: str) -> Trees | None:
+    """The booster's trees for our own kernel, once it has shown that it gives what XGBoost gives; else None."""
+    try:
+        found = trees.compile_trees(bytes(booster.save_raw("json")))
+    except trees.UnsupportedError as error:
+        _log.info("model %s is left to XGBoost's predictor: %s", version, error)
+        return None
+    rows = trees.probe(found, booster.num_features())
+    ours = trees.margins(found, rows)
+    theirs = booster.inplace_predict(rows, predict_type="margin", validate_features=False)
+    if not np.allclose(ours, theirs, rtol=0, atol=1e-5):
+        _log.warning("model %s is left to XGBoost's predictor: the tree kernel differs from it", version)
+        return None
+    return found
 
 
 def _check_scores(model: Model) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import xgboost as xgb
 
+from spearhead import trees
 from spearhead.files import Files
 from spearhead.model import Artifact, Model, ModelError, ModelStore, Part, Window
 from spearhead.volume import Volume
@@ -281,3 +282,27 @@ def test_stale_staging_folders_are_removed(store):
     store.publish(artifact(), promote=True)
     assert not stale.exists()
     assert fresh.exists()
+
+
+def test_trees_that_the_kernel_can_not_sum_are_left_to_xgboost(store):
+    made = booster(booster="dart")
+    model = store.load(store.publish(artifact(made=made), promote=True))
+    assert not model.uses_kernel
+    assert model.score(matrix()).tolist() == made.inplace_predict(matrix()).tolist()
+
+
+def test_a_kernel_that_differs_from_xgboost_is_not_used(store, monkeypatch):
+    version = store.publish(artifact(), promote=True)
+    assert store.load(version).uses_kernel
+    right = trees.margins
+    monkeypatch.setattr(trees, "margins", lambda *arguments: right(*arguments) + np.float32(0.001))
+    model = store.load(version)
+    assert not model.uses_kernel
+    assert model.score(matrix()).tolist() == artifact().booster.inplace_predict(matrix()).tolist()
+
+
+@pytest.mark.parametrize("rows", [1, 511, 512, 513, 1025, 5000])
+def test_threads_share_the_rows(volume, rows):
+    one, three = (ModelStore(volume, threads, features=NAMES, features_version=7) for threads in (1, 3))
+    version = one.publish(artifact(), promote=True)
+    assert three.load(version).score(matrix(rows)).tolist() == one.load(version).score(matrix(rows)).tolist()

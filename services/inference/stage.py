@@ -11,7 +11,7 @@ import msgspec
 
 from services.inference.retention import Retention
 from services.inference.watch import ModelWatch
-from spearhead import scoring
+from spearhead import scoring, trees
 from spearhead.aggregate import Aggregate
 from spearhead.backlog import RawHeads
 from spearhead.heartbeat import Roster
@@ -55,7 +55,8 @@ class Inference(Stage):
         self._latency_us = 0
 
     def start(self) -> None:
-        """Compile the kernel, load the model in service, take up what dead workers left."""
+        """Compile the kernels, load the model in service, take up what dead workers left."""
+        trees.warm()
         scoring.warm()
         self._watch.adopt()
         self._hop.recover()

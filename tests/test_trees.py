@@ -1,0 +1,148 @@
+"""The tree kernels give what XGBoost gives, to the bit: the reference is XGBoost's own predictor."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import xgboost as xgb
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spearhead import trees
+from spearhead.trees import BLOCK, MAX_DEPTH, UnsupportedError, compile_trees, margins, probabilities
+
+WIDTH = 7
+
+
+def grown(seed: int, *, rounds: int = 5, missing: float = 0.1, width: int = WIDTH, **parameters: object) -> xgb.Booster:
+    """Trees on random rows whose features take few values, so that rows meet thresholds exactly."""
+    rng = np.random.default_rng(seed)
+    features = np.nan_to_num(features_of(rng, 400, missing, width), nan=np.nan, posinf=9.0)
+    label = rng.random(400) < 0.3
+    chosen = {
+        "objective": "binary:logistic",
+        "tree_method": "hist",
+        "nthread": 1,
+        "min_child_weight": 0.1,
+        **parameters,
+    }
+    return xgb.train(chosen, xgb.DMatrix(features, label), num_boost_round=rounds)
+
+
+def features_of(rng: np.random.Generator, rows: int, missing: float, width: int = WIDTH) -> np.ndarray:
+    features = rng.integers(-6, 7, (rows, width)).astype(np.float32) / 2
+    features[rng.random(features.shape) < missing] = np.nan
+    features[rng.random(features.shape) < 0.01] = np.inf
+    return features
+
+
+def compiled(booster: xgb.Booster) -> trees.Trees:
+    return compile_trees(bytes(booster.save_raw("json")))
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    depth=st.integers(1, MAX_DEPTH),
+    rounds=st.integers(1, 12),
+    rows=st.sampled_from([1, 2, 63, 64, 65, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 5]),
+    missing=st.sampled_from([0.0, 0.2]),
+    base=st.sampled_from([0.5, 0.01, 0.3]),
+    policy=st.sampled_from(["depthwise", "lossguide"]),
+)
+def test_margins_equal_xgboost_to_the_bit(
+    seed: int, depth: int, rounds: int, rows: int, missing: float, base: float, policy: str
+) -> None:
+    booster = grown(seed, rounds=rounds, missing=missing, max_depth=depth, base_score=base, grow_policy=policy)
+    features = features_of(np.random.default_rng(seed + 1), rows, missing)
+    expected = booster.inplace_predict(features, predict_type="margin")
+    np.testing.assert_array_equal(margins(compiled(booster), features), expected)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 2**32 - 1), slope=st.floats(0.25, 3), intercept=st.floats(-3, 3))
+def test_probabilities_are_the_sigmoid_of_the_calibrated_margin(seed: int, slope: float, intercept: float) -> None:
+    booster = grown(seed, eta=1.0)
+    features = features_of(np.random.default_rng(seed), 100, 0.1)
+    margin = margins(compiled(booster), features)
+    exact = 1 / (1 + np.exp(-(slope * margin.astype(np.float64) + intercept)))
+    np.testing.assert_allclose(probabilities(margin.copy(), slope, intercept), exact, rtol=2e-6)
+    np.testing.assert_array_equal(probabilities(margin.copy(), 1.0, 0.0), booster.inplace_predict(features))
+
+
+def test_extreme_margins_stay_probabilities() -> None:
+    scores = probabilities(np.array([-np.inf, -1e30, -89, 0, 89, 1e30, np.inf], np.float32), 1.0, 0.0)
+    assert ((scores >= 0) & (scores <= 1)).all()
+    assert scores[3] == 0.5
+    assert (np.diff(scores) >= 0).all()
+
+
+def test_rows_of_one_call_do_not_touch_one_another() -> None:
+    booster = grown(3)
+    features = features_of(np.random.default_rng(4), 2 * BLOCK + 17, 0.1)
+    whole = margins(compiled(booster), features)
+    cut = [margins(compiled(booster), features[first : first + 100]) for first in range(0, len(features), 100)]
+    np.testing.assert_array_equal(np.concatenate(cut), whole)
+
+
+def test_a_stump_and_a_lone_leaf() -> None:
+    features = features_of(np.random.default_rng(0), 70, 0.2)
+    for booster in (grown(1, max_depth=1), grown(1, gamma=1e9)):
+        np.testing.assert_array_equal(
+            margins(compiled(booster), features), booster.inplace_predict(features, predict_type="margin")
+        )
+
+
+def test_a_model_cut_after_its_best_round() -> None:
+    booster = grown(5, rounds=9)[:4]
+    features = features_of(np.random.default_rng(6), 70, 0.2)
+    np.testing.assert_array_equal(
+        margins(compiled(booster), features), booster.inplace_predict(features, predict_type="margin")
+    )
+
+
+@pytest.mark.parametrize(
+    ("parameters", "why"),
+    [
+        ({"max_depth": MAX_DEPTH + 2, "reg_lambda": 0, "min_child_weight": 0, "gamma": 0}, "deeper"),
+        ({"booster": "dart"}, "dart"),
+        ({"booster": "gblinear", "tree_method": None, "min_child_weight": None}, "gblinear"),
+        ({"objective": "reg:squarederror"}, "squarederror"),
+    ],
+)
+def test_what_is_not_supported_says_so(parameters: dict[str, object], why: str) -> None:
+    chosen = {"objective": "binary:logistic", "nthread": 1, "min_child_weight": 0.1} | parameters
+    rng = np.random.default_rng(0)
+    data = xgb.DMatrix(rng.random((3000, WIDTH), np.float32), rng.random(3000) < 0.5)
+    booster = xgb.train({key: value for key, value in chosen.items() if value is not None}, data, num_boost_round=2)
+    with pytest.raises(UnsupportedError, match=why):
+        compiled(booster)
+
+
+def test_categories_are_not_supported() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.integers(0, 5, (500, 1)).astype(np.float32)
+    data = xgb.DMatrix(features, features[:, 0] % 2 == 0, feature_types=["c"], enable_categorical=True)
+    booster = xgb.train({"objective": "binary:logistic", "max_cat_to_onehot": 1}, data, num_boost_round=1)
+    with pytest.raises(UnsupportedError, match="categories"):
+        compiled(booster)
+
+
+def test_a_read_only_matrix_needs_no_second_compilation() -> None:
+    model, features = compiled(grown(1)), features_of(np.random.default_rng(0), 70, 0.0)
+    margins(model, features)
+    before = len(trees._sum_trees.signatures)
+    features.flags.writeable = False
+    margins(model, features)
+    assert len(trees._sum_trees.signatures) == before
+
+
+def test_warming_compiles_what_scoring_needs() -> None:
+    program = (
+        "from spearhead import trees; trees.warm(); n = [len(f.signatures) for f in (trees._sum_trees, "
+        "trees._probabilities)]; import tests.test_trees as t, numpy as np; "
+        "trees.probabilities(trees.margins(t.compiled(t.grown(1)), np.zeros((3, 7), np.float32)), 1.0, 0.0); "
+        "assert n == [1, 1] == [len(f.signatures) for f in (trees._sum_trees, trees._probabilities)], n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
