@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,11 @@ from typing import Final
 import msgspec
 
 from spearhead.rejects import EDGE_SUFFIX, PREP_SUFFIX, REASON_SUFFIX, Reason
-from spearhead.segment import SegmentName
 from spearhead.volume import Volume
 
 TICK_SECONDS: Final = 1.0
 TOPICS: Final = ("raw_transactions", "features_ready", "inference_results", "training_queue", "metrics")
+_EPOCH: Final = re.compile(r"e(\d{4,})-(?:[a-z]\d{2,}-p\d{2,}-\d{12}\.|inbox-)")  # other names tell of no epoch
 
 
 class DeadRows(msgspec.Struct):
@@ -92,8 +93,8 @@ def _reason_rows(content: bytes) -> int | None:
 
 
 def _epoch_of(file: str, default: int) -> int:
-    name = SegmentName.parse(file.partition(".")[0])
-    return name.epoch if name else default
+    name = _EPOCH.match(file)
+    return int(name[1]) if name else default
 
 
 def _add(total: DeadRows, one: DeadRows) -> None:

@@ -18,8 +18,9 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from spearhead.mask import LONG_NUMBER, mask
 from spearhead.schema import CATEGORIES, FIRST_NAME, MAX_AMOUNT_CENTS, MERCHANT, RAW, STATES, TIME, UNKNOWN_LABEL
-from spearhead.tokens import LONG_NUMBER, Tokenizer, mask
+from spearhead.tokens import Tokenizer
 
 REQUIRED: Final = (
     "trans_date_trans_time", "cc_num", "merchant", "category", "amt", "first", "last", "state", "lat", "long",
@@ -313,7 +314,10 @@ _REPEATED: Final = {
 }
 # Faults that two columns have together; null where one of them has a fault of its own.
 _TOGETHER: Final = _first(
-    ("trans_num contains the card number", pl.col("trans_num").str.contains(pl.col("cc_num"), literal=True)),
+    (
+        "trans_num contains the card number",
+        pl.col("trans_num").str.replace_all(r"[_.:-]", "").str.contains(pl.col("cc_num"), literal=True),
+    ),
     (
         "dob is not between 1890 and the transaction",
         ~pl.col("dob").is_between(_FIRST_DOB, pl.col("event_time").dt.date()),

@@ -29,7 +29,8 @@ from typing import Final, Literal, NamedTuple, Protocol
 import msgspec
 import pyarrow as pa
 
-from spearhead.rejects import REASON_SUFFIX, Reason, mask, set_aside
+from spearhead.mask import mask
+from spearhead.rejects import REASON_SUFFIX, Reason, move_aside
 from spearhead.segment import SUFFIX, SegmentError, SegmentInfo, SegmentName, read_info, read_segment
 from spearhead.volume import Volume
 
@@ -475,10 +476,9 @@ class Hop:
     def _set_aside_foreign(self, file: str) -> None:
         """Something in ready/ that no producer made. It was never counted, so it has no rows to account for."""
         try:
-            set_aside(self._files, self._ready / file, self._dead, Reason(reason="not the name of a segment", rows=0))
+            move_aside(self._files, self._ready / file, self._dead, Reason(reason="not the name of a segment", rows=0))
         except FileNotFoundError:  # another worker did it
             return
-        self._files.remove(self._ready / file)
         self.dead += 1
 
     def _write_reason(self, name: str, reason: Reason) -> None:

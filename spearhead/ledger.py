@@ -34,7 +34,7 @@ from spearhead.aggregate import (
 )
 from spearhead.backlog import Head, RawHeads
 from spearhead.dead import DeadCounter, DeadRows
-from spearhead.rejects import REASON_SUFFIX, Reason
+from spearhead.rejects import Reason, move_aside
 from spearhead.segment import SegmentError, SegmentName, read_info
 from spearhead.volume import Volume
 
@@ -296,10 +296,8 @@ class Ledger:
     def _set_aside(self, file: str, name: SegmentName | None, reason: str) -> None:
         """A pending file that nobody can read never changes: out of the way with it."""
         rows = 0 if name is None else self._result_rows(name)
-        path = self._dead_folder / f"{file.removesuffix('.json')}{REASON_SUFFIX}"
-        self._files.replace(path, msgspec.json.encode(Reason(reason=reason, rows=rows)))
         try:
-            self._files.rename(self._volume.pending / file, self._dead_folder / file)
+            move_aside(self._files, self._volume.pending / file, self._dead_folder, Reason(reason=reason, rows=rows))
         except FileNotFoundError:  # another folder did it
             return
 

@@ -2,7 +2,7 @@
 
 ``logs/<stage>-<worker>.log`` has one writer, ``logs/pipeline.log`` many: each line is one write to a file opened for
 appending, so lines stay whole. A file that outgrows its bound becomes ``.1``, replacing the one before: logs are
-bounded however long the pipeline runs. Every run of digits as long as a card number is masked.
+bounded however long the pipeline runs. What may be a card number is masked (mask.py).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, Final
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
+from spearhead.mask import mask
 from spearhead.volume import Volume
 
 MIB: Final = 1024**2
@@ -26,9 +26,6 @@ PIPELINE_BYTES: Final = 16 * MIB
 WORKER_BYTES: Final = 2 * MIB
 WORKER_FILES: Final = 32  # own logs kept of workers that have ended
 
-# As long as a card number, but not a sequence number (12 digits that begin with 0), which names segments and commits,
-# and not what follows a decimal point.
-_CARD_LIKE: Final = re.compile(r"(?<!\d)(?<!\d\.)(?!0\d{11}(?!\d))\d{11,}")
 _OWN_FIELDS: Final = frozenset({"stage", "worker", "time", "level"})
 _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
@@ -129,15 +126,14 @@ def mask_values(_logger: WrappedLogger, _method: str, event: EventDict) -> Event
     return {key: value if key in _OWN_FIELDS else _mask(value) for key, value in event.items()}
 
 
-def mask_text(text: str) -> str:
-    """``text`` with what looks like a card number turned into stars; names of segments stay readable."""
-    return _CARD_LIKE.sub(lambda match: "*" * len(match[0]), text)
-
-
 def _mask(value: Any) -> Any:
-    if value is None or isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < 10**10):
+    if value is None or isinstance(value, bool):
         return value
-    return mask_text(str(value))
+    if isinstance(value, int | float) and abs(value) < 10**10:  # shorter than a card number
+        return value
+    if isinstance(value, float) and abs(value) >= 10**19:  # longer
+        return value
+    return mask(str(value))
 
 
 def prune_worker_logs(volume: Volume, keep: int = WORKER_FILES) -> None:

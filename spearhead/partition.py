@@ -29,7 +29,16 @@ from spearhead.checkpoint import (
     write_checkpoint,
 )
 from spearhead.files import Files
-from spearhead.rejects import PREP_SUFFIX, REASON_SUFFIX, Reason, RejectedRow, encode_rejects, mask, set_aside
+from spearhead.mask import mask
+from spearhead.rejects import (
+    PREP_SUFFIX,
+    REASON_SUFFIX,
+    Reason,
+    RejectedRow,
+    encode_rejects,
+    move_aside,
+    set_aside,
+)
 from spearhead.schema import RAW
 from spearhead.segment import SegmentError, SegmentInfo, SegmentName, read_segment, write_segment
 from spearhead.volume import Volume
@@ -479,12 +488,8 @@ class PartitionLog:
     def _set_aside_foreign(self, file: str) -> None:
         source = self._ready / file
         self._report(f"{mask(file)} in {self._ready.name} is no segment of this partition: set aside")
-        if source.is_dir():
-            self._files.rename(source, self._dead / f"{mask(file)}.{self._attempt}")
-            self._files.sync_folders([self._dead, self._ready])
-            return
-        set_aside(self._files, source, self._dead, Reason(reason="not a segment of this partition"))
-        self._files.remove(source)
+        reason = Reason(reason="not a segment of this partition", rows=0)
+        move_aside(self._files, source, self._dead, reason)
 
     def _hold(self, name: SegmentName) -> None:
         """Before a producer's first segment after a take-over: a note, so that the next owner knows what killed us."""

@@ -17,7 +17,8 @@ import msgspec
 from spearhead.control import read_control
 from spearhead.errors import ConfigurationError, RestartError
 from spearhead.heartbeat import Heartbeat, Roster, State
-from spearhead.log import LibraryLogs, mask_text, prune_worker_logs, worker_logger
+from spearhead.log import LibraryLogs, prune_worker_logs, worker_logger
+from spearhead.mask import mask
 from spearhead.usage import usage
 from spearhead.volume import VolumeError
 
@@ -287,7 +288,7 @@ def backoff(failures: int) -> float:
 
 def describe(error: BaseException) -> str:
     """An exception in one line, fit for the volume."""
-    return mask_text(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+    return mask(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
 
 
 def iso_now() -> str:

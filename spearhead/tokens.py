@@ -1,14 +1,13 @@
 """Card numbers become tokens at the edge: the first 8 bytes of HMAC-SHA256 under a key that is not on the volume.
 
 The key is TOKEN_KEY, or the content of TOKEN_KEY_FILE, which is made once (mode 0600) and shared by whatever ingests.
-Neither the key nor a card number is ever written to the volume or to a log: ``mask`` is for texts that may hold one.
+Neither the key nor a card number is ever written to the volume or to a log: mask.py is for texts that may hold one.
 """
 
 from __future__ import annotations
 
 import hmac
 import os
-import re
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,14 +22,6 @@ from spearhead.settings import Settings
 
 MIN_KEY_BYTES: Final = 16
 CACHED_CARDS: Final = 250_000  # some 40 MB
-LONG_NUMBER: Final = r"\d(?:[ \t\u00a0._/-]{0,3}\d){10,}"  # what may be a card number, in groups or as a float too
-
-_LONG_NUMBER: Final = re.compile(LONG_NUMBER)
-
-
-def mask(text: str) -> str:
-    """``text`` with every run of 11 or more digits turned into stars, separators between the digits included."""
-    return _LONG_NUMBER.sub(lambda match: "*" * len(match[0]), text)
 
 
 class Tokenizer:

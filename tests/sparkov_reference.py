@@ -99,7 +99,7 @@ def _cents(text: str) -> int:
 
 def _name(column: str, text: str) -> str:
     _need(text, f"{column} is missing")
-    masked = re.sub(r"\d(?:[ \t\u00a0._/-]{0,3}\d){10,}", "*" * 11, text)
+    masked = re.sub(r"\d(?:[ \t\u00a0\u2007\u2009\u202f._/\u2010-\u2015-]{0,3}\d){10,}", "*" * 11, text)
     _need(len(masked) <= 128, f"{column} is longer than 128 characters")
     _need(not re.search(r"[\x00-\x1f\x7f]", masked), f"{column} has control characters")
     return masked

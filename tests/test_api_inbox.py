@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,17 @@ from sparkov import row, rows, write_csv
 
 from services.api import inbox as module
 from services.api.inbox import Inbox
+from spearhead import rejects
+from spearhead.dead import DeadCounter
 from spearhead.files import Files
 from spearhead.segment import read_segment
 from spearhead.settings import Settings
 from spearhead.tokens import Tokenizer
 from spearhead.volume import Volume
 
+CARD = "4599735407877245"
+GROUPED = "4599-7354 0787-7245"
+S = "*" * 16
 TOKENS = Tokenizer(b"a key for tests only")
 
 
@@ -99,35 +105,131 @@ def test_a_file_that_still_grows_is_left_alone(volume: Volume, folder: Path) -> 
 
 
 def test_bad_rows_are_set_aside_masked(volume: Volume, folder: Path) -> None:
-    card = "4599735407877245"
-    write(folder / "a.csv", [row(trans_num="a"), row(trans_num="b", amt="x"), row(trans_num=card), row(trans_num="c")])
-    (folder / "b.ndjson").write_text(json.dumps(row(trans_num="d")) + "\nnot json " + card + "\n")
+    write(folder / "a.csv", [row(trans_num="a"), row(trans_num="b", amt="x"), row(trans_num=CARD), row(trans_num="c")])
+    (folder / "b.ndjson").write_text(json.dumps(row(trans_num="d")) + "\nnot json " + CARD + "\n")
     box = inbox(volume)
     take(box)
     assert published(volume) == ["a", "c", "d"]
     dead = "".join(path.read_text() for path in (volume.raw / "dead").iterdir())
     assert [json.loads(line)["line"] for line in dead.splitlines()] == [2, 3, 2]
-    for path in volume.root.rglob("*"):
-        assert not path.is_file() or card.encode() not in path.read_bytes(), path
+    assert_no_card(volume, CARD)
     box.close()
 
 
+def parquet(records: list[dict[str, Any]]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(records), sink, compression="none")
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def dead_reasons(volume: Volume) -> dict[str, dict[str, Any]]:
+    paths = (volume.raw / "dead").glob("*.reason.json")
+    return {path.name: json.loads(path.read_bytes()) for path in paths}
+
+
+def damaged_page(card: str) -> bytes:
+    """A file whose footer is whole and whose pages are not."""
+    whole = parquet([row(trans_num=f"t{i}") | {"note": card} for i in range(50)])
+    return whole[:4] + b"\xff" * 400 + whole[404:]
+
+
 @pytest.mark.parametrize(
-    ("name", "content", "reason"),
-    [("a.csv", b"x,y\n1,2\n", "columns are missing"), ("a.parquet", b"PAR1 nothing", "not a Parquet file"),
-     ("a.txt", b"hello", "must end in one of"), ("a.csv", b"", "columns are missing")],
-)  # fmt: skip
-def test_a_file_that_cannot_be_read_is_refused_with_its_reason(
-    volume: Volume, folder: Path, name: str, content: bytes, reason: str
+    ("name", "content", "reason", "kept"),
+    [
+        ("a.csv", f"x,cc\n1,{CARD}\n2,{GROUPED}\n".encode(), "columns are missing", f"x,cc\n1,{S}\n2,{S}***\n"),
+        ("a.csv", f"x,caf\u00e9\n1,{CARD}\n".encode("latin-1"), "columns are missing", f"x,caf\ufffd\n1,{S}\n"),
+        ("a.csv", f"x,cc\n1,{CARD}\n".encode("utf-16"), "columns are missing", None),
+        (f"{CARD}.txt", f"card {CARD}".encode(), "must end in one of", f"card {S}"),
+        ("a.csv", b"", "columns are missing", ""),
+        ("a.csv", b"1" * 1_100_000, "longer than", "*" * 1_100_000),
+        ("a.parquet", b"PAR1 nothing " + CARD.encode(), "not a Parquet file", f"PAR1 nothing {S}"),
+        ("a.parquet", parquet([{"cc_num": int(CARD), "note": CARD}]), "columns are missing", None),
+        ("a.parquet", damaged_page(CARD), "a.parquet", None),
+        ("a.parquet", parquet([row() | {"merchant": b"\xff\xfe"}]), "not a Parquet file of such rows", None),
+        ("a.gz", gzip.compress(CARD.encode(), 0), "must end in one of", None),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_set_aside_with_no_card_number_in_clear(
+    volume: Volume, folder: Path, name: str, content: bytes, reason: str, kept: str | None
 ) -> None:
     (folder / name).write_bytes(content)
     write(folder / "z.csv", rows(3))
     box = inbox(volume)
     take(box)
-    assert reason in json.loads((folder / f"{name}.reason.json").read_bytes())["reason"]
-    assert (folder / f"{name}.refused").read_bytes() == content
+    ((told, why),) = dead_reasons(volume).items()
+    assert reason in why["reason"]
+    assert why["rows"] == 0
+    assert ("were not kept" in why["reason"]) == (kept is None)
+    copies = [path.read_text() for path in (volume.raw / "dead").iterdir() if path.name != told]
+    assert copies == ([] if kept is None else [kept])
     assert len(published(volume)) == 3  # the others are not held up
+    assert list(folder.iterdir()) == []
+    counted = DeadCounter(volume).count(volume.epoch())["raw_transactions"]
+    assert (counted.segments, counted.rows, counted.unknown_segments) == (1, 0, 0)
+    assert DeadCounter(volume).count(volume.epoch() + 1)["raw_transactions"].segments == 0  # after a reset
     take(box)
+    box.close()
+    assert_no_card(volume, CARD)
+
+
+def assert_no_card(volume: Volume, card: str) -> None:
+    """Not in a name, nor in any byte, as text of any kind or as a number."""
+    shapes = [card.encode(), GROUPED.encode(), card.encode("utf-16-le"), int(card).to_bytes(8, "little")]
+    for path in volume.root.rglob("*"):
+        assert card not in path.name
+        for shape in shapes:
+            assert not path.is_file() or shape not in path.read_bytes(), path
+
+
+def test_a_refused_file_is_kept_up_to_a_bound(volume: Volume, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rejects, "KEPT_BYTES", 30)
+    (folder / "a.csv").write_text(f"a,b\n1,2\n3,4\n5,6\n7,8\n9,{CARD}\n1,2\n")
+    box = inbox(volume)
+    take(box)
+    (kept,) = (volume.raw / "dead").glob("*.csv")
+    assert kept.read_text() == "a,b\n1,2\n3,4\n5,6\n7,8\n9," + "*" * 8
+    box.close()
+
+
+def test_killed_while_a_file_is_refused(volume: Volume, folder: Path) -> None:
+    for after in range(100):
+        (folder / "a.csv").write_text(f"x,{after}\n1,{CARD}\n")
+        identity = inbox(volume)._identity("a.csv")
+        box = inbox(volume, Killed(after))
+        try:
+            take(box)
+            finished = True
+        except KilledError:
+            finished = False
+        for path in volume.workers.glob("ingest-*"):
+            path.unlink()
+        successor = inbox(volume)
+        take(successor)
+        successor.close()
+        name = module.set_aside_name(1, "a.csv", identity)
+        assert (volume.raw / "dead" / name).read_text() == f"x,{after}\n1,{'*' * 16}\n"
+        assert "columns are missing" in dead_reasons(volume)[f"{name}.reason.json"]["reason"]
+        assert list(folder.iterdir()) == []
+        if finished:
+            break
+    assert after > 5
+    assert_no_card(volume, CARD)
+
+
+def test_rows_before_a_fault_are_taken_and_the_reason_says_how_many(
+    volume: Volume, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH", 10)
+    write(folder / "a.csv", rows(25))
+    with (folder / "a.csv").open("a") as file:
+        file.write("x" * 1_100_000)
+    box = inbox(volume)
+    take(box)
+    ((_, why),) = dead_reasons(volume).items()
+    assert "rows taken before: 10" in why["reason"]
+    assert len(published(volume)) == 10
+    assert list(folder.iterdir()) == []
     box.close()
 
 

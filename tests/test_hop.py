@@ -529,11 +529,14 @@ def test_damaged_segment(tmp_path: Path, content: bytes) -> None:
 def test_foreign_file(tmp_path: Path) -> None:
     volume = new_volume(tmp_path, 1)
     (volume.features / "ready" / "notes.txt").write_text("call 4111111111111111 back")
+    (volume.features / "ready" / "folder").mkdir()
+    (volume.features / "ready" / "folder" / "a.txt").write_text("4111 1111 1111 1111")
     hop = Hop(volume, "w", Alive("w"))
     assert len(hop.claim(10)) == 1
     assert "*" * 16 in (volume.features / "dead" / "notes.txt").read_text()
     assert (volume.features / "dead" / "notes.txt.reason.json").exists()
-    assert not (volume.features / "ready" / "notes.txt").exists()
+    assert (volume.features / "dead" / "folder~a.txt").read_text() == "*" * 19
+    assert os.listdir(volume.features / "ready") == []
 
 
 def test_older_epochs_are_garbage(tmp_path: Path) -> None:

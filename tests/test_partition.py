@@ -419,14 +419,18 @@ def test_files_that_are_no_segments_are_set_aside_masked(tmp_path: Path) -> None
     ready = volume.raw_ready(0)
     (ready / "4532015112830366.csv").write_text("4532015112830366,12.50")
     (ready / "e0001-g00-p05-000000000001.arrow").write_text("another partition's")
-    (ready / "folder").mkdir()
+    (ready / "folder" / "4532015112830366").mkdir(parents=True)
+    (ready / "folder" / "4532015112830366" / "notes.csv").write_text("4532 0151 1283 0366")
+    (ready / "folder" / "link").symlink_to(tmp_path)
     publish(volume, [3])
     drain(open_log(volume))
     dead = volume.raw / "dead"
     assert (dead / f"{'*' * 16}.csv").read_text() == f"{'*' * 16},12.50"
     assert "no" in json.loads((dead / f"{'*' * 16}.csv.reason.json").read_text())["reason"]
     assert [path.name for path in ready.iterdir()] == [raw_name(1).file]
-    assert any(path.is_dir() for path in dead.iterdir())
+    assert (dead / f"folder~{'*' * 16}~notes.csv").read_text() == "*" * 19
+    assert not any(path.is_dir() for path in dead.iterdir())
+    assert tmp_path.is_dir()
 
 
 def test_covered_files_go_and_the_newest_stay(tmp_path: Path) -> None:

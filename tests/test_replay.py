@@ -16,7 +16,8 @@ from sparkov import HEADER, SLICE, row, rows, write_csv
 from services.generator import replay
 from services.generator.replay import Replay, ReplayError
 from services.generator.source import Reject
-from spearhead.tokens import Tokenizer, mask
+from spearhead.mask import mask
+from spearhead.tokens import Tokenizer
 
 TOKENS = Tokenizer(b"a key for tests only")
 

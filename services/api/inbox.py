@@ -2,18 +2,19 @@
 
 A file is taken when it has stood still for a moment, and deleted once all its rows are durable. One API process at a
 time is the producer ``i00``; how far it is stands in its newest segment's cursor, so a killed one's successor goes on
-there. Refused rows are set aside with card numbers masked, as those of a replay; a file that can't be read at all is
-renamed to ``<name>.refused``, with the reason in ``<name>.reason.json``.
+there. Refused rows are set aside with card numbers masked, as those of a replay. So is a file that can't be read at
+all: it goes away once a masked copy (of a text) and the reason are durable in raw-transactions' ``dead/``.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import itertools
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, AnyStr, Final
 
 import msgspec
 import numpy as np
@@ -25,8 +26,8 @@ import structlog
 from spearhead import edge
 from spearhead.heartbeat import Heartbeat, Roster, worker_name
 from spearhead.lease import Lease
-from spearhead.producer import Position, Producer, SupersededError
-from spearhead.rejects import REASON_SUFFIX, Reason, Reject, mask
+from spearhead.producer import Producer, SupersededError
+from spearhead.rejects import LONGEST_NAME, Reason, Reject, dead_name, move_aside
 from spearhead.runner import describe, iso_now
 from spearhead.schema import RAW
 from spearhead.segment import SegmentError
@@ -38,15 +39,14 @@ PRODUCER: Final = "i00"
 LOOK_SECONDS: Final = 2.0  # a file that is the same at two looks is complete
 BATCH: Final = 30_000  # records in a segment: the same after a kill, so that a cut-short flush is made again alike
 LONGEST_TEXT: Final = 1_000  # characters of a refused row that are kept
-REFUSED: Final = ".refused"
-UNFINISHED: Final = (".tmp", ".part", ".crdownload", REFUSED, REASON_SUFFIX)
+LONGEST_LINE: Final = 1024**2  # characters, or bytes
+UNFINISHED: Final = (".tmp", ".part", ".crdownload")
 COLUMNS: Final = (*edge.REQUIRED, *edge.OPTIONAL)
 
 
 class Mark(msgspec.Struct, frozen=True):
     """The cursor of an inbox segment: records of the file up to ``done`` are published; ``end``: all are."""
 
-    file: str
     identity: str
     done: int
     end: bool
@@ -146,29 +146,33 @@ class Inbox:
 
     def _take(self, name: str) -> None:
         path, identity = self._folder / name, self._identity(name)
-        position = self._resume()
-        mark = msgspec.json.decode(position.cursor, type=Mark) if position.cursor else None
-        mine = mark is not None and mark.identity == identity
-        done = mark.done if mark is not None and mine else 0
-        if mark is None or not mine or not mark.end:
+        self._resume()
+        mark = self._mark(identity)
+        if not mark.end:
             try:
-                if not self._publish_from(path, identity, done):
+                if not self._publish_from(path, identity, mark.done):
                     return
             except UnreadableError as error:
-                self._refuse(path, str(error))
+                self._refuse(path, identity, f"{error}; rows taken before: {self._mark(identity).done:,}")
                 return
         self._volume.files.remove(path)
         self._volume.files.sync_folders([self._folder])
         self._log.info("inbox file taken", file=name, rows=self._rows)
 
-    def _resume(self) -> Position:
+    def _mark(self, identity: str) -> Mark:
+        """How much of the file is published."""
+        assert self._producer is not None
+        cursor = self._producer.position.cursor
+        mark = msgspec.json.decode(cursor, type=Mark) if cursor else None
+        return mark if mark is not None and mark.identity == identity else Mark(identity, 0, False)
+
+    def _resume(self) -> None:
         epoch = self._volume.epoch()
         if self._producer is None or epoch != self._epoch:
             self._epoch = epoch
             producer = Producer(self._volume, PRODUCER, self._settings.partitions, self._worker)
             producer.resume()
             self._producer = producer
-        return self._producer.position
 
     def _publish_from(self, path: Path, identity: str, done: int) -> bool:
         """Publish the records after ``done``; whether that was all of them (else: stopped, or a reset)."""
@@ -181,7 +185,7 @@ class Inbox:
             if self._stop.is_set() or self._volume.epoch() != self._epoch:
                 return False
             self._beat()
-            self._publish(batch, Mark(path.name, identity, done + batch.height, following is None), done)
+            self._publish(batch, Mark(identity, done + batch.height, following is None), done)
             done += batch.height
             batch = following
         return True
@@ -191,7 +195,7 @@ class Inbox:
         checked = edge.check(rows)
         batch = _stamped(edge.to_batch(checked.accepted, self._tokens()))
         rejected = [
-            Reject(before + row + 1, reason, mask(str(rows.row(row)))[:LONGEST_TEXT])
+            Reject(before + row + 1, reason, edge.as_text(rows.row(row, named=True))[:LONGEST_TEXT])
             for row, reason in enumerate(checked.reason)
             if reason is not None
         ]
@@ -202,12 +206,11 @@ class Inbox:
         self._producer.publish(batch, rejected=rejected, cursor=cursor, watermark=watermark)
         self._rows += rows.height
 
-    def _refuse(self, path: Path, reason: str) -> None:
-        files = self._volume.files
-        files.replace(path.with_name(path.name + REASON_SUFFIX), msgspec.json.encode(Reason(reason=reason)))
-        files.rename(path, path.with_name(path.name + REFUSED))
-        files.sync_folders([self._folder])
-        self._log.error("inbox file refused", file=path.name, reason=reason)
+    def _refuse(self, path: Path, identity: str, reason: str) -> None:
+        """Its rows are counted by nobody: those before the fault are published, the others never will be."""
+        files, name = self._volume.files, set_aside_name(self._epoch, path.name, identity)
+        move_aside(files, path, self._volume.raw / "dead", Reason(reason=reason, rows=0), name)
+        self._log.error("inbox file refused", file=path.name, set_aside=name, reason=reason)
 
     def _beat(self) -> None:
         self._roster.beat(
@@ -216,6 +219,11 @@ class Inbox:
                 started_at=self._started_at, updated_at=iso_now(),
             )
         )  # fmt: skip
+
+
+def set_aside_name(epoch: int, name: str, identity: str) -> str:
+    """What a refused file is called in ``dead/``: another one of the same name is another file."""
+    return f"e{epoch:04d}-inbox-{hashlib.sha256(identity.encode()).hexdigest()[:8]}-{dead_name(name)[-LONGEST_NAME:]}"
 
 
 def records(path: Path, done: int) -> Iterator[pl.DataFrame]:
@@ -231,7 +239,7 @@ def records(path: Path, done: int) -> Iterator[pl.DataFrame]:
 
 def _csv(path: Path) -> Iterator[list[str | None]]:
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        lines = csv.reader(line.replace("\0", "") for line in file)
+        lines = csv.reader(line.replace("\0", "") for line in _lines(path, file))
         places = _places(path, next(lines, []))
         try:
             for cells in lines:
@@ -254,15 +262,27 @@ def _parquet(path: Path) -> Iterator[list[str | None]]:
                     for place in places
                 ]
                 yield from (list(cells) for cells in zip(*columns, strict=True))
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise UnreadableError(f"{path.name}: not a Parquet file of such rows: {error}") from error
+    except OSError as error:
+        if error.errno is None:  # not the volume's: a damaged page
+            raise UnreadableError(f"{path.name}: damaged: {error}") from error
+        raise
 
 
 def _ndjson(path: Path) -> Iterator[list[str | None]]:
     with path.open("rb") as file:
-        for line in file:
+        for line in _lines(path, file):
             if line.strip():
                 yield _cells(line)
+
+
+def _lines(path: Path, file: IO[AnyStr]) -> Iterator[AnyStr]:
+    """Raises UnreadableError at a line too long to be rows: it is not read to its end."""
+    while line := file.readline(LONGEST_LINE):
+        if len(line) == LONGEST_LINE:
+            raise UnreadableError(f"{path.name}: a line is longer than {LONGEST_LINE:,} characters")
+        yield line
 
 
 def _cells(line: bytes) -> list[str | None]:

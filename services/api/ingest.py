@@ -28,8 +28,8 @@ import pyarrow as pa
 from spearhead import edge
 from spearhead.heartbeat import Heartbeat, Roster, worker_name
 from spearhead.lease import Lease
+from spearhead.mask import mask
 from spearhead.producer import Producer, SupersededError
-from spearhead.rejects import mask
 from spearhead.runner import iso_now
 from spearhead.schema import RAW, UNKNOWN_LABEL
 from spearhead.settings import Settings

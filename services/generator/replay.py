@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from services.generator.source import Chunk, Reject
 from spearhead import edge
 from spearhead.delimited import LONGEST_LINE, cut
+from spearhead.mask import mask
 from spearhead.schema import LAST_TIME_US
 from spearhead.settings import Settings
-from spearhead.tokens import Tokenizer, mask, tokenizer
+from spearhead.tokens import Tokenizer, tokenizer
 
 BLOCK_BYTES: Final = 8 << 20
 BLOCK_ROWS: Final = 32_768

@@ -240,7 +240,7 @@ class Train(Stage):
             train_seconds=metrics["train_seconds"],
             trainings=int(self.figures.get("trainings") or 0) + 1,
         )
-        _log.info("model %s: average precision %s", version, metrics["average_precision"])
+        _log.info("model %s: average precision %.6s", version, metrics["average_precision"])  # a figure cut, or None
 
 
 def train(rows: Rows, options: Options, champion: Model | None) -> Trained:
