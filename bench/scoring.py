@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import xgboost as xgb
 
-from spearhead import scoring
+from spearhead import codes, scoring
 from spearhead.features import WIDTH
 from spearhead.files import Files
 from spearhead.model import Model
@@ -53,9 +53,7 @@ def feature_batch(rows: int, seed: int = 1) -> pa.RecordBatch:
         "last_initial": np.full(rows, ord("B"), np.uint8),
         "label": (rng.random(rows) < 0.005).astype(np.int8),
         "scenario": np.zeros(rows, np.int8),
-        "features": pa.FixedSizeListArray.from_arrays(
-            pa.array(rng.random(rows * WIDTH, dtype=np.float32)), WIDTH
-        ),
+        "features": codes.column(rng.random((rows, WIDTH), dtype=np.float32)),
     }  # fmt: skip
     schema = features_schema(WIDTH)
     arrays = [columns[f.name] if isinstance(columns[f.name], pa.Array) else pa.array(columns[f.name], f.type)

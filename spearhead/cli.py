@@ -32,7 +32,10 @@ DEFAULT_VOLUME = Path("var")  # of `up` without --volume and FLASHBLADE_PATH: a 
 WARM = (  # what compiles a stage's kernels: an image holds only its own stage
     ("generator", "services.generator.warm", "run"),
     ("prep", "spearhead.features", "warm"),
+    ("prep", "spearhead.codes", "warm"),
+    ("train", "spearhead.codes", "warm"),
     ("train", "spearhead.trees", "warm"),
+    ("inference", "spearhead.codes", "warm"),
     ("inference", "spearhead.trees", "warm"),
     ("inference", "spearhead.scoring", "warm"),
 )

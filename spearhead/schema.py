@@ -63,8 +63,8 @@ RAW: Final = pa.schema(
 
 
 def features_schema(width: int) -> pa.Schema:
-    """features-ready: the identity columns and ``features``, ``width`` float32 a row."""
-    return pa.schema([*IDENTITY, pa.field("features", pa.list_(pa.float32(), width), nullable=False)])
+    """features-ready: the identity columns and ``features``, ``width`` 16-bit codes (spearhead/codes.py) a row."""
+    return pa.schema([*IDENTITY, pa.field("features", pa.list_(pa.uint16(), width), nullable=False)])
 
 
 def training_schema(width: int) -> pa.Schema:
@@ -77,7 +77,7 @@ def training_schema(width: int) -> pa.Schema:
             pa.field("label", pa.int8(), nullable=False),
             pa.field("scenario", pa.int8(), nullable=False),
             pa.field("weight", pa.float32(), nullable=False),
-            pa.field("features", pa.list_(pa.float32(), width), nullable=False),
+            pa.field("features", pa.list_(pa.uint16(), width), nullable=False),
         ]
     )
 

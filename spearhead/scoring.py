@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from spearhead import codes
 from spearhead.aggregate import (
     HOUR_US,
     MAX_SIGNALS,
@@ -78,10 +79,8 @@ class Sums(NamedTuple):
 
 
 def feature_matrix(batch: pa.RecordBatch) -> NDArray[np.float32]:
-    """The ``features`` column as float32 (n, width), C-contiguous, over the batch's own memory."""
-    column = batch.column("features")
-    flat: NDArray[np.float32] = column.flatten().to_numpy(zero_copy_only=True)
-    return flat.reshape(len(column), column.type.list_size)
+    """The ``features`` column decoded: float32 (n, width), C-contiguous."""
+    return codes.values(batch.column("features"))
 
 
 def decide(

@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.random import Generator
 from segments import raw_batch
 
-from spearhead import scoring
+from spearhead import codes, scoring
 from spearhead.files import Files
 from spearhead.ledger import Ledger
 from spearhead.producer import Producer
@@ -64,7 +64,7 @@ class Scorer:
     ) -> None:
         rows = raw.num_rows
         schema = features_schema(2)
-        features = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(2 * rows, np.float32)), 2)
+        features = codes.column(np.zeros((rows, 2), np.float32))
         columns = [features if field.name == "features" else raw.column(field.name) for field in schema]
         batch = pa.RecordBatch.from_arrays(columns, schema=schema)
         fraud = np.asarray(raw.column("label")) > 0

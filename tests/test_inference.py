@@ -16,6 +16,7 @@ import pytest
 from services.inference.retention import Retention
 from services.inference.stage import Inference
 from services.inference.watch import ModelWatch
+from spearhead import codes
 from spearhead.aggregate import Aggregate
 from spearhead.backlog import RawHeads
 from spearhead.features import FEATURES, WIDTH
@@ -80,7 +81,7 @@ def publish_features(volume, seq: int, rows: int = 40, width: int = WIDTH, produ
         "last_initial": np.full(rows, ord("B"), np.uint8),
         "label": rng.integers(0, 2, rows).astype(np.int8),
         "scenario": np.zeros(rows, np.int8),
-        "features": pa.FixedSizeListArray.from_arrays(pa.array(rng.random(rows * width, dtype=np.float32)), width),
+        "features": codes.column(rng.random((rows, width), dtype=np.float32)),
     } | columns  # fmt: skip
     schema = features_schema(width)
     arrays = [made[f.name] if isinstance(made[f.name], pa.Array) else pa.array(made[f.name], f.type) for f in schema]
@@ -128,7 +129,7 @@ def test_scores_are_those_of_the_model_and_the_schema_is_the_contract(volume, st
     store.publish(wide(), promote=True)
     name = publish_features(volume, 1)
     batch, _ = read_segment(volume.features / "ready" / f"{name}.arrow")
-    features = np.array(batch.column("features").to_pylist(), np.float32)
+    features = codes.values(batch.column("features"))
     replica(volume).step()
     made, info = read_segment(volume.result_file(name))
     assert made.schema.remove_metadata() == RESULTS

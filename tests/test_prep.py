@@ -27,6 +27,7 @@ from services.prep.sample import KNOWN_DAYS, Share, hash_strings, sample
 from services.prep.stage import Prep
 from services.prep.validate import validate
 from services.prep.work import SCHEMA, FeatureWork, attach
+from spearhead.codes import encode, values
 from spearhead.errors import ConfigurationError
 from spearhead.features import WIDTH, History
 from spearhead.heartbeat import Heartbeat, Roster
@@ -131,7 +132,7 @@ def test_the_columns_of_features_are_the_segment_s_own_memory(tmp_path: Path) ->
     for field in IDENTITY:
         buffers = zip(batch.column(field.name).buffers(), out.column(field.name).buffers(), strict=True)
         assert all(a is None or a.address == b.address for a, b in buffers)
-    assert out.column("features").values.buffers()[1].address == matrix.ctypes.data
+    assert (values(out.column("features")) == matrix).all()
     assert out.schema.equals(SCHEMA)
 
 
@@ -162,8 +163,8 @@ def test_features_equal_those_of_one_long_run_after_kills(tmp_path: Path) -> Non
         downstream.take()
         rows = [row for _, rows in sorted(downstream.by_name().items()) for row in rows]
         assert [row["trans_num"] for row in rows] == [f"{n:032x}" for n in range(total)]
-        features = np.array([row["features"] for row in rows], np.float32)
-        assert features.tobytes() == expected.tobytes()
+        features = np.array([row["features"] for row in rows], np.uint16)
+        assert features.tobytes() == encode(expected).tobytes()
 
 
 def test_order_of_each_card_is_kept_with_two_partitions(tmp_path: Path) -> None:
@@ -450,8 +451,8 @@ def test_reset_forgets_everything(tmp_path: Path) -> None:
     after = Downstream(volume)
     after.take()
     (rows,) = after.by_name().values()
-    features = np.array([row["features"] for row in rows], np.float32)
-    assert features.tobytes() == History().transform(raw_batch(0, 80)).tobytes()
+    features = np.array([row["features"] for row in rows], np.uint16)
+    assert features.tobytes() == encode(History().transform(raw_batch(0, 80))).tobytes()
     look(stage)
     assert (stage.figures["rows_in"], stage.figures["commit_step"]) == (80, 1)
     assert all(path.name.startswith("e0002") for path in (volume.training / "ready").iterdir())
@@ -492,8 +493,8 @@ def test_two_replicas_killed_and_reset_in_any_order(steps: list[str]) -> None:
         downstream.take()
         rows = [row for _, rows in sorted(downstream.by_name().items()) for row in rows]
         assert [row["trans_num"] for row in rows] == [f"{n:032x}" for n in range(published)]
-        features = np.array([row["features"] for row in rows], np.float32)
-        assert features.tobytes() == History().transform(raw_batch(0, published)).tobytes()
+        features = np.array([row["features"] for row in rows], np.uint16)
+        assert features.tobytes() == encode(History().transform(raw_batch(0, published))).tobytes()
 
 
 # Processes
@@ -547,7 +548,7 @@ def test_an_owner_stopped_reaped_and_woken_and_one_killed(tmp_path: Path, replic
     downstream.take()
     rows = [row for _, rows in sorted(downstream.by_name().items()) for row in rows]
     assert [row["trans_num"] for row in rows] == [f"{n:032x}" for n in range(8000)]
-    features = np.array([row["features"] for row in rows], np.float32)
-    assert features.tobytes() == History().transform(raw_batch(0, 8000)).tobytes()
+    features = np.array([row["features"] for row in rows], np.uint16)
+    assert features.tobytes() == encode(History().transform(raw_batch(0, 8000))).tobytes()
     workers[frozen].terminate()
     assert workers[frozen].wait(timeout=30) == 0

@@ -17,6 +17,7 @@ from services.train.job import Job
 from services.train.promotion import judge
 from services.train.sample import Sample
 from services.train.stage import Train
+from spearhead import codes
 from spearhead.backlog import Head, RawHeads
 from spearhead.control import Control
 from spearhead.features import FEATURES, STATELESS, WIDTH
@@ -273,7 +274,7 @@ def spool(volume, rows: Rows, seq: int, producer: str = "g00") -> str:
     columns = {
         "event_time": rows.event_time, "amt_cents": rows.cents, "category": rows.category, "label": rows.label,
         "scenario": rows.scenario, "weight": rows.weight,
-        "features": pa.FixedSizeListArray.from_arrays(pa.array(rows.features.reshape(-1)), width),
+        "features": codes.column(rows.features),
     }  # fmt: skip
     arrays = [columns[f.name] if isinstance(columns[f.name], pa.Array) else pa.array(columns[f.name], f.type)
               for f in schema]  # fmt: skip

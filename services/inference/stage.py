@@ -11,7 +11,7 @@ import msgspec
 
 from services.inference.retention import Retention
 from services.inference.watch import ModelWatch
-from spearhead import scoring, trees
+from spearhead import codes, scoring, trees
 from spearhead.aggregate import Aggregate
 from spearhead.backlog import RawHeads
 from spearhead.heartbeat import Roster
@@ -56,6 +56,7 @@ class Inference(Stage):
 
     def start(self) -> None:
         """Compile the kernels, load the model in service, take up what dead workers left."""
+        codes.warm()
         trees.warm()
         scoring.warm()
         self._watch.adopt()

@@ -9,8 +9,8 @@ from typing import ClassVar, Final
 from services.prep.ownership import Ownership
 from services.prep.sample import Share
 from services.prep.work import FeatureWork
+from spearhead import codes, features
 from spearhead.backlog import Backlog
-from spearhead.features import warm
 from spearhead.heartbeat import Roster, State
 from spearhead.partition import LostError, PartitionLog
 from spearhead.settings import Settings
@@ -47,8 +47,9 @@ class Prep(Stage):
         self._look_at = self._backlog_at = self._tidy_at = self._sweep_at = 0.0
 
     def start(self) -> None:
-        """Have the kernel ready, then take the partitions that are free."""
-        warm()
+        """Have the kernels ready, then take the partitions that are free."""
+        features.warm()
+        codes.warm()
         self._look_around()
 
     def step(self) -> int:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from services.prep.sample import Share, newest_event_time, sample
 from services.prep.validate import validate
+from spearhead import codes
 from spearhead.checkpoint import Arrays
 from spearhead.errors import ConfigurationError
 from spearhead.features import WIDTH, History
@@ -63,7 +62,6 @@ class FeatureWork:
 
 
 def attach(batch: pa.RecordBatch, features: NDArray[np.float32]) -> pa.RecordBatch:
-    """The identity columns of ``batch`` with ``features`` (n, WIDTH), of SCHEMA; nothing is copied."""
-    matrix: NDArray[Any] = np.ascontiguousarray(features, np.float32).reshape(-1)
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(matrix), WIDTH)
-    return pa.RecordBatch.from_arrays([*(batch.column(field.name) for field in IDENTITY), vectors], schema=SCHEMA)
+    """The identity columns of ``batch``, by reference, with the codes of ``features`` (n, WIDTH), of SCHEMA."""
+    identity = (batch.column(field.name) for field in IDENTITY)
+    return pa.RecordBatch.from_arrays([*identity, codes.column(features)], schema=SCHEMA)

@@ -108,7 +108,7 @@ def _open(path: Path, width: int) -> _File:
         raise ValueError(f"{found} features a row instead of {width}")
     rows = Rows(
         *(_numbers(batch, name) for name in ("event_time", "amt_cents", "category", "label", "scenario", "weight")),
-        feature_matrix(batch).copy(),
+        feature_matrix(batch),
     )
     name = SegmentName.parse(path.name)
     runs = info.origins or ((name.producer if name else "", info.rows),)

@@ -1,0 +1,89 @@
+"""Feature values as 16-bit codes: what the queue carries, half of float32.
+
+A code is a small float: sign, 6 bits of exponent, 9 of fraction. It holds 0, and magnitudes from 2**-28 (4e-9) to
+2**35 (3e10) to within 0.1 %; whole numbers up to 1,024 are exact. Smaller magnitudes are 0, larger ones the largest.
+Order is kept. NaN is ``MISSING``. Models are trained on decoded values too: training and serving see the same numbers.
+"""
+
+# What numpy's scalars give is Any to mypy; numba types it all.
+# mypy: disable-error-code="no-any-return, no-untyped-call, no-untyped-def"
+
+from __future__ import annotations
+
+from typing import Final
+
+import numba as nb
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+FRACTION_BITS: Final = 9
+BIAS: Final = 28  # code exponent 1 is 2**-28; 0 is zero
+MISSING: Final = 0x8000  # the place of minus zero
+LARGEST: Final = 0x7FFF
+_DROPPED: Final = 23 - FRACTION_BITS
+_SHIFT: Final = (127 - BIAS - 1) << FRACTION_BITS  # between the exponents' biases
+
+Codes = NDArray[np.uint16]
+
+
+@nb.njit(cache=True, nogil=True, error_model="numpy")
+def _encode(bits, codes):
+    for i in range(len(bits)):
+        magnitude = np.int32(bits[i] & np.uint32(0x7FFFFFFF))
+        # Round half to even, as hardware does; a carry out of the fraction goes into the exponent, as it should.
+        rounded = (magnitude + np.int32(0x1FFF) + ((magnitude >> _DROPPED) & np.int32(1))) >> np.int32(_DROPPED)
+        code = min(max(rounded - np.int32(_SHIFT), np.int32(0)), np.int32(LARGEST))
+        code = np.int32(0) if code < np.int32(1 << FRACTION_BITS) else code
+        sign = np.int32(bits[i] >> np.uint32(16)) & np.int32(0x8000)
+        code = code | (sign if code > np.int32(0) else np.int32(0))
+        codes[i] = np.uint16(np.int32(MISSING) if magnitude > np.int32(0x7F800000) else code)
+
+
+@nb.njit(cache=True, nogil=True, error_model="numpy")
+def _decode(codes, bits):
+    for i in range(len(codes)):
+        code = np.uint32(codes[i])
+        magnitude = code & np.uint32(0x7FFF)
+        wide = (magnitude + np.uint32(_SHIFT)) << np.uint32(_DROPPED)
+        wide = np.uint32(0) if magnitude == np.uint32(0) else wide
+        wide = wide | ((code & np.uint32(0x8000)) << np.uint32(16))
+        bits[i] = np.uint32(0x7FC00000) if code == np.uint32(MISSING) else wide
+
+
+def encode(values: NDArray[np.float32]) -> Codes:
+    """Codes of float32 values, of the same shape."""
+    values = np.ascontiguousarray(values, np.float32)
+    codes = np.empty(values.shape, np.uint16)
+    _encode(_read_only(values.reshape(-1).view(np.uint32)), codes.reshape(-1))
+    return codes
+
+
+def decode(codes: Codes) -> NDArray[np.float32]:
+    """The float32 values that C-contiguous codes stand for, of the same shape."""
+    values = np.empty(codes.shape, np.float32)
+    _decode(_read_only(codes.reshape(-1)), values.reshape(-1).view(np.uint32))
+    return values
+
+
+def column(values: NDArray[np.float32]) -> pa.FixedSizeListArray:
+    """Rows of values (n, width) as a column of codes, as ``schema.features_schema`` has it."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(encode(values).reshape(-1)), values.shape[1])
+
+
+def values(column: pa.FixedSizeListArray) -> NDArray[np.float32]:
+    """The float32 values (n, width) of a column of codes."""
+    found: Codes = column.flatten().to_numpy(zero_copy_only=True)
+    return decode(found.reshape(len(column), column.type.list_size))
+
+
+def warm() -> None:
+    """Compile both ways, or load them from numba's cache."""
+    decode(encode(np.zeros(1, np.float32)))
+
+
+def _read_only(array):
+    # To numba a writable array is another type: the kernel would be compiled once more, in the middle of traffic.
+    array = array.view()
+    array.flags.writeable = False
+    return array
