@@ -31,7 +31,7 @@ class Status(msgspec.Struct, kw_only=True):
     rows_per_s: float | None = None  # counted in the last seconds
     latency_p50_ms: float | None = None  # of the rows counted in the last seconds
     latency_p99_ms: float | None = None
-    model: str | None = None
+    model: str | None = None  # that scores, or would
     dead_rows: int = 0
     cannot_train: str | None = None  # why there is no model and won't be one
     balance: Balance | None = None
@@ -75,7 +75,10 @@ class Watch:
         ledger = self._reader.read()
         workers = sorted(self._roster.alive().values(), key=lambda beat: (beat.stage, beat.started_at, beat.worker))
         status = Status(
-            epoch=self._volume.epoch(), workers=workers, backlogs=self._backlog.rows(), model=_model(workers)
+            epoch=self._volume.epoch(),
+            workers=workers,
+            backlogs=self._backlog.rows(),
+            model=_model(workers) or _current(self._volume),
         )
         if ledger is not None:
             status.transactions_analyzed = ledger.transactions_analyzed
@@ -128,7 +131,7 @@ def _model(workers: list[Heartbeat]) -> str | None:
 
 
 def _current(volume: Volume) -> str | None:
-    """The version that waits for a worker to score with it."""
+    """The version that the next worker will score with: on a volume at rest nobody else can say."""
     try:
         return (volume.models / "current").read_text().strip() or None
     except FileNotFoundError:
@@ -137,7 +140,7 @@ def _current(volume: Volume) -> str | None:
 
 def _cannot_train(status: Status) -> str | None:
     """The trainer's reason, once nothing more can come that might change it."""
-    if status.model is not None:
+    if _model(status.workers) is not None:
         return None
     trainers = [beat.figures for beat in status.workers if beat.stage == "train"]
     reasons = [figures.get("cannot_train") for figures in trainers if figures.get("source_ended")]

@@ -151,6 +151,12 @@ def test_duration_ends_it(up: Start) -> None:
     assert pipeline.wait() == 0
 
 
+def test_status_of_a_volume_at_rest_names_the_model_in_service(volume: Volume) -> None:
+    assert "model none" in command("status", "--volume", str(volume.root)).stdout
+    volume.files.replace(volume.models / "current", b"v000007\n")
+    assert "model v000007" in command("status", "--volume", str(volume.root)).stdout
+
+
 def test_status_and_reset(up: Start) -> None:
     pipeline = up("--no-api", "--rate", "200", **SMALL)
     running(pipeline, "generator", "prep", "train", "inference")
