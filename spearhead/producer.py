@@ -3,7 +3,10 @@
 Flush ``seq`` is one segment in every partition (some may be empty), published by ``link`` from a private folder to
 ``ready/pNN/``, partition 0 first. The newest segment of a producer and partition stays in ``ready/`` even when it is
 consumed, so a stale link of a producer thought dead either collides with a name or finds a higher one beside it: it
-was superseded, and what it linked is skipped by its sequence number. docs/decisions/0003-partition-log.md has more.
+was superseded, and what it linked is skipped by its sequence number.
+
+The link in partition 0 decides: all parts were staged before it, and whoever resumes links the others, so a flush is in
+all partitions or in none. docs/decisions/0003-partition-log.md has more.
 """
 
 from __future__ import annotations
@@ -64,13 +67,15 @@ class Producer:
     def resume(self) -> Position:
         """Take up where this producer's segments on disk end, in the epoch in force.
 
-        With several partitions a kill may have left the last flush in some of them only: then ``redo_rows`` says how
-        many rows (accepted and rejected together) the next ``publish`` must bring again, from ``cursor`` on.
+        A flush that a kill left in some partitions only is linked in the others. Where its staged parts are gone
+        (removed by hand, or of a version that staged them one by one) ``redo_rows`` says how many rows (accepted and
+        rejected together) the next ``publish`` must bring again, from ``cursor`` on.
         Raises SegmentError if segments are damaged beyond what the others can tell, OSError.
         """
         self._epoch = self._volume.epoch()
         self._attempts += 1
         self._staging = self._volume.raw / "staged" / f"{self._worker}.{self._attempts}"
+        self._settle()
         newest = [self._newest(partition) for partition in range(self._partitions)]
         top = max((end.seq for end in newest), default=0)
         self._linked = {p for p, end in enumerate(newest) if end.seq == top} if top else set()
@@ -80,7 +85,6 @@ class Producer:
             self._linked = set()
         self._before = [end.rows if whole or end.seq < top else end.rows_before for end in newest]
         self._position = _position(newest) if whole else self._cut_short(newest, top)
-        self._collect()
         return self._position
 
     def publish(
@@ -111,7 +115,7 @@ class Producer:
             self._files.replace(path, encode_rejects(rejected))
         parts = split(batch, self._partitions)
         for partition, part in enumerate(parts):
-            if partition not in self._linked:
+            if partition not in self._linked | self._staged:
                 info = SegmentInfo(
                     name=str(self._name(partition, position.seq)),
                     rows=part.num_rows,
@@ -123,8 +127,14 @@ class Producer:
                     finite=finite,
                     cursor=cursor,
                     flush_rows=flush_rows,
+                    staged=self._staging.name,
                 )
-                self._publish_part(part, info, partition, position.seq)
+                self._stage(part, info, self._staging / self._name(partition, position.seq).file)
+                self._staged.add(partition)
+        self._files.sync_folders([self._staging])
+        for partition in range(self._partitions):
+            if partition not in self._linked:
+                self._link(partition, position.seq)
         self._before = [rows + part.num_rows for rows, part in zip(self._before, parts, strict=True)]
         self._linked.clear()
         self._staged.clear()
@@ -134,37 +144,35 @@ class Producer:
     def close(self) -> None:
         """Remove the private folder."""
         if self._position is not None:
-            self._collect()
+            self._settle()
             self._files.remove_folder(self._staging)
 
     def _name(self, partition: int, seq: int) -> SegmentName:
         return SegmentName(self._epoch, self._producer, partition, seq)
 
-    def _publish_part(self, part: pa.RecordBatch, info: SegmentInfo, partition: int, seq: int) -> None:
-        """Stage, link, look again. A file staged by a call that failed is whole and linked as it is."""
-        name = self._name(partition, seq)
-        staged = self._staging / name.file
-        if partition not in self._staged:
-            self._stage(part, info, staged)
-            self._staged.add(partition)
-        ready = self._volume.raw_ready(partition)
-        try:
-            linked = self._files.link(staged, ready / name.file)
-        except FileNotFoundError as error:  # the next owner of this slot has cleared what was staged
-            raise self._superseded(name) from error
-        if not linked or self._published(partition)[-1:] > [name]:  # look again
-            raise self._superseded(name)
-        self._files.remove(staged)
-        self._linked.add(partition)
-
     def _stage(self, part: pa.RecordBatch, info: SegmentInfo, staged: Path) -> None:
         self._files.make_folder(self._staging)
         try:
             write_segment(self._files, staged, part, info)
-            self._files.sync_folders([self._staging])
         except OSError:
             self._files.remove(staged)
             raise
+
+    def _link(self, partition: int, seq: int) -> None:
+        """Link what is staged, look again. Once partition 0 has it, others may have linked the rest for us."""
+        name = self._name(partition, seq)
+        staged = self._staging / name.file
+        decided = partition > 0 and 0 in self._linked
+        try:
+            linked = self._files.link(staged, self._volume.raw_ready(partition) / name.file)
+        except FileNotFoundError as error:  # the next owner of this slot has cleared what was staged
+            if not decided:
+                raise self._superseded(name) from error
+            linked = True
+        if not linked or (not decided and self._published(partition)[-1:] > [name]):  # look again
+            raise self._superseded(name)
+        self._files.remove(staged)
+        self._linked.add(partition)
 
     def _superseded(self, name: SegmentName) -> SupersededError:
         self._position = None
@@ -209,14 +217,39 @@ class Producer:
         rejected = newest[0].info.rejected_before if newest[0].seq == top else newest[0].rejected
         return position._replace(rows=sum(self._before), rejected=rejected, redo_rows=done.info.flush_rows)
 
-    def _collect(self) -> None:
-        """Remove what this producer's earlier processes have staged: a link of theirs could not count any more."""
+    def _settle(self) -> None:
+        """Finish or drop what this producer's earlier processes have staged, so that nothing of theirs is left."""
         root = self._volume.raw / "staged"
         for folder in self._files.list(root):
-            for file in self._files.list(root / folder):
-                name = SegmentName.parse(file)
-                if name is not None and (name.producer == self._producer or name.epoch < self._epoch):
-                    self._files.remove(root / folder / file)
+            names = [name for file in self._files.list(root / folder) if (name := SegmentName.parse(file)) is not None]
+            for name in names:
+                if name.epoch < self._epoch:
+                    self._files.remove(root / folder / name.file)
+            own = {name.seq for name in names if name.producer == self._producer and name.epoch == self._epoch}
+            for seq in sorted(own):
+                self._settle_flush(root / folder, seq)
+
+    def _settle_flush(self, folder: Path, seq: int) -> None:
+        """Without its staged file partition 0 can't be linked any more: now it shows whether it was."""
+        first = self._name(0, seq)
+        self._files.remove(folder / first.file)
+        if self._partitions == 1:
+            return
+        decided = self._published(0)[-1:] == [first] and self._staged_in(first) == folder.name
+        for partition in range(1, self._partitions):
+            name = self._name(partition, seq)
+            if decided:
+                try:
+                    self._files.link(folder / name.file, self._volume.raw_ready(partition) / name.file)
+                except FileNotFoundError:  # it was linked before, or this moment by its owner
+                    continue
+            self._files.remove(folder / name.file)
+
+    def _staged_in(self, name: SegmentName) -> str | None:
+        try:
+            return read_info(self._volume.raw_ready(name.partition) / name.file).staged
+        except FileNotFoundError:  # consumed since the listing: then it is not the newest
+            return None
 
 
 class _End(NamedTuple):

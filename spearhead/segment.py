@@ -58,6 +58,7 @@ class SegmentInfo(msgspec.Struct, frozen=True, kw_only=True):
     finite: bool = False
     cursor: str = ""  # where the producer goes on after this segment; opaque to all others
     flush_rows: int = 0  # rows of this flush in all partitions, those set aside included: what a redo must take again
+    staged: str = ""  # the folder below staged/ that held all parts of this flush before the first was linked
     origins: tuple[tuple[str, int], ...] = ()  # of merged files: the producers of its rows, (producer, rows) in order
 
 

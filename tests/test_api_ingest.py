@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -16,7 +17,7 @@ from sparkov import row, rows
 from test_api import Api
 
 from services.api import schemas
-from services.api.ingest import Checked, ConflictError, Ingest, check
+from services.api.ingest import BusyError, Checked, ConflictError, Ingest, check, finish, unfinished
 from services.api.rows import parse
 from spearhead.files import Files
 from spearhead.producer import Producer
@@ -188,8 +189,10 @@ def body(count: int) -> tuple[Checked, bytes]:
     return check(parse(content, "application/json"), TOKENS), content
 
 
-def ingest(volume: Volume, files: Files | None = None) -> Ingest:
-    settings = Settings(flashblade_path=volume.root, fsync=False, lease_seconds=0.05, heartbeat_seconds=600)
+def ingest(volume: Volume, files: Files | None = None, partitions: int = 1) -> Ingest:
+    settings = Settings(
+        flashblade_path=volume.root, fsync=False, lease_seconds=0.05, heartbeat_seconds=600, partitions=partitions
+    )
     return Ingest(Volume(volume.root, files or Files(fsync=False)), settings, TOKENS)
 
 
@@ -241,6 +244,129 @@ def test_a_woken_owner_finds_itself_superseded(volume: Volume, monkeypatch: pyte
         assert one.take(checked, content, "key").accepted == 3
         one.close()
     assert published(volume).height == 3
+
+
+def of_partitions(volume: Volume, partitions: int) -> list[list[str]]:
+    """What HTTP ingest has published, by partition."""
+    return [
+        [
+            number
+            for path in sorted(volume.raw_ready(partition).glob("*-h*.arrow"))
+            for number in read_segment(path)[0].column("trans_num").to_pylist()
+        ]
+        for partition in range(partitions)
+    ]
+
+
+@pytest.fixture
+def divided(tmp_path: Path) -> Volume:
+    volume = Volume(tmp_path / "divided", Files(fsync=False))
+    volume.root.mkdir()
+    volume.prepare(partitions=2)
+    return volume
+
+
+def cards(tag: str) -> tuple[Checked, bytes]:
+    """Six rows of six cards: some are in either partition."""
+    content = json.dumps([row(trans_num=f"{tag}-{i}", cc_num=f"45997354078772{i:02d}") for i in range(6)]).encode()
+    return check(parse(content, "application/json"), TOKENS), content
+
+
+@pytest.mark.parametrize("by", ["finish", "another request"])
+@pytest.mark.parametrize("key", [None, "key"])
+def test_killed_before_any_change_a_request_is_in_all_partitions_or_in_none(
+    divided: Volume, key: str | None, by: str
+) -> None:
+    """Whoever looks next completes it: an idle process, or one that takes another request."""
+    cut_short = kept = 0
+    for after in range(200):
+        checked, content = cards(f"r{after}")
+        told = f"{key}-{after}" if key else None
+        first = ingest(divided, Killed(after), partitions=2)
+        try:
+            first.take(checked, content, told)
+            finished = True
+        except KilledError:
+            finished = False
+        first._stop.set()
+        parts = of_partitions(divided, 2)
+        cut_short += any(f"r{after}-" in number for number in parts[0]) and not any(
+            f"r{after}-" in number for number in parts[1]
+        )
+        _forget(divided)
+        second = ingest(divided, partitions=2)
+        if by == "finish":
+            finish(divided, unfinished(divided), 2, second._worker, second._roster.alive())
+        else:
+            second.take(*cards(f"o{after}"), None)
+        mine = [number for part in of_partitions(divided, 2) for number in part if number.startswith(f"r{after}-")]
+        assert len(mine) in ((6,) if finished else (0, 6)), after
+        assert len(set(mine)) == len(mine)
+        kept += bool(mine)
+        if told:  # the sender repeats it until it is answered
+            assert second.take(checked, content, told).accepted == 6
+            again = [number for part in of_partitions(divided, 2) for number in part]
+            again = [number for number in again if number.startswith(f"r{after}-")]
+            assert sorted(again) == checked.batch.column("trans_num").to_pylist()
+        second.close()
+        if finished:
+            break
+    assert after > 10
+    assert cut_short > 0
+    assert kept > 1
+
+
+class Frozen(Files):
+    """Does something else before the nth change of the volume."""
+
+    def __init__(self, at: int, meanwhile: Callable[[], None]) -> None:
+        super().__init__(fsync=True)  # so that there is a call between a link and the look after it
+        self.left = at
+        self._meanwhile = meanwhile
+
+    def step(self, call: str, path: Any) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self._meanwhile()
+
+
+@pytest.mark.parametrize("key", [None, "key"])
+@pytest.mark.parametrize("partitions", [1, 2])
+def test_frozen_before_any_change_while_another_takes_its_slot_a_request_counts_once(
+    volume: Volume, divided: Volume, partitions: int, key: str | None
+) -> None:
+    """It is taken for dead, another owner of its slot publishes rows of its own, it wakes and goes on."""
+    target = volume if partitions == 1 else divided
+    for at in range(1, 200):
+        second = ingest(target, partitions=partitions)
+
+        def meanwhile(at: int = at, second: Ingest = second) -> None:
+            _forget(target)
+            second.take(*cards(f"o{at}"), None)
+
+        files = Frozen(at, meanwhile)
+        first = ingest(target, files, partitions)
+        checked, content = cards(f"r{at}")
+        try:
+            answered = first.take(checked, content, f"{key}-{at}" if key else None).accepted == 6
+        except (ConflictError, BusyError, OSError):
+            answered = False
+        first._stop.set()
+        _forget(target)
+        last = ingest(target, partitions=partitions)
+        last.take(*cards(f"l{at}"), None)
+        if key and not answered:
+            assert last.take(checked, content, f"{key}-{at}").accepted == 6
+            answered = True
+        mine = [number for part in of_partitions(target, partitions) for number in part if number.startswith(f"r{at}-")]
+        assert len(mine) in ((6,) if answered else (0, 6)), at
+        assert len(set(mine)) == len(mine)
+        for one in (second, last):
+            one.close()
+        _forget(target)
+        if files.left > 0:
+            break
+    assert at > 10
 
 
 def test_two_processes_take_two_slots(volume: Volume) -> None:

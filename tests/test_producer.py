@@ -152,6 +152,58 @@ def test_two_producers_of_one_slot_beside_a_consumer(turns: list[int], kills: di
         assert log.commit.consumed == len(expected_rows(total))
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    turns=st.lists(st.integers(0, 3), max_size=250),
+    kills=st.dictionaries(st.integers(0, 249), st.integers(0, 1), max_size=2),
+)
+def test_a_flush_of_a_source_that_repeats_nothing_is_in_all_partitions_or_in_none(
+    turns: list[int], kills: dict[int, int]
+) -> None:
+    """As requests over HTTP are: two owners of one slot, killed or frozen anywhere, beside prep of two partitions."""
+    with TemporaryDirectory() as folder:
+        volume = volume_at(Path(folder), partitions=2)
+        downstream = Downstream(volume)
+        returned: list[int] = []
+
+        def produce(files: Files, first: int) -> None:
+            producer = Producer(Volume(volume.root, files), "h00", 2, f"w{first}")
+            producer.resume()
+            for start in range(first, first + 40, 10):
+                while True:
+                    try:
+                        producer.publish(raw_batch(start, 7), cursor=str(start))
+                        break
+                    except (SupersededError, FileNotFoundError):  # the other one has cleared what was being staged
+                        producer.resume()
+                returned.append(start)
+
+        def consume(files: Files, partition: int) -> None:
+            log = PartitionLog(Volume(volume.root, files), partition, f"prep{partition}", Chain())
+            log.open(1)
+            drain(log, checkpoint_each=1)
+
+        players = Turns()
+        for work, argument in ((produce, 100), (produce, 200), (consume, 0), (consume, 1)):
+            players.add(lambda files, work=work, argument=argument: work(files, argument))  # type: ignore[misc]
+        for index, turn in enumerate(turns):
+            if index in kills:
+                players.kill(kills[index])
+            players.go(turn)
+            downstream.take()
+        players.close()
+        assert Producer(volume, "h00", 2, "last").resume().redo_rows is None
+        for partition in (0, 1):
+            log = PartitionLog(volume, partition, f"last{partition}", Chain())
+            log.open(1)
+            drain(log, checkpoint_each=1)
+        downstream.take()
+        rows = sorted(int(number, 16) for number in downstream.rows())
+        starts = sorted({row // 10 * 10 for row in rows})
+        assert rows == [row for start in starts for row in range(start, start + 7)]
+        assert set(returned) <= set(starts)
+
+
 def test_a_zombie_finds_that_it_was_superseded(tmp_path: Path) -> None:
     volume = volume_at(tmp_path)
     zombie = Producer(volume, "g00", 1, "zombie")

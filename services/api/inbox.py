@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import structlog
 
+from services.api.ingest import finish, unfinished
 from spearhead import edge
 from spearhead.heartbeat import Heartbeat, Roster, worker_name
 from spearhead.lease import Lease
@@ -100,12 +101,16 @@ class Inbox:
             self._log.warning("inbox not left", reason=describe(error))
 
     def look(self) -> None:
-        """One look: take every file that is complete. Raises OSError, SegmentError, VolumeError, ConfigurationError."""
-        ready = self._complete()
-        if not ready:
+        """One look: finish requests that were cut short, take every file that is complete.
+
+        Raises OSError, SegmentError, VolumeError, ConfigurationError.
+        """
+        ready, cut_short = self._complete(), unfinished(self._volume)
+        if not ready and not cut_short:
             return
         self._beat()
-        if not self._lease.take(self._roster.alive()):
+        finish(self._volume, cut_short, self._settings.partitions, self._worker, self._roster.alive())
+        if not ready or not self._lease.take(self._roster.alive()):
             return
         for name in ready:
             if self._stop.is_set():

@@ -9,15 +9,21 @@ Each API process publishes as a producer of its own (``h00`` …, an owner file 
 
 So if there is a claim and no answer, the rows are in the newest segment of the claim's producer or they are not
 published. Whoever goes on for a dead owner publishes as that same producer: the owner's own link, should it wake, then
-collides with the number or finds it superseded (spearhead/producer.py).
+collides with the number or finds it superseded (spearhead/producer.py). A request without a key is given one of its
+own, by which an owner that was taken for dead in the middle of it finds out whether its rows count.
+
+A request's rows are in all partitions or in none: what a killed process leaves half linked is linked to the end by the
+next owner of its slot, or by ``finish``, which every API process does now and then.
 """
 
 from __future__ import annotations
 
 import hashlib
+import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -26,12 +32,14 @@ import polars as pl
 import pyarrow as pa
 
 from spearhead import edge
+from spearhead.files import Files
 from spearhead.heartbeat import Heartbeat, Roster, worker_name
 from spearhead.lease import Lease
 from spearhead.mask import mask
 from spearhead.producer import Producer, SupersededError
 from spearhead.runner import iso_now
 from spearhead.schema import RAW, UNKNOWN_LABEL
+from spearhead.segment import SegmentName
 from spearhead.settings import Settings
 from spearhead.tokens import Tokenizer
 from spearhead.volume import Volume
@@ -80,7 +88,7 @@ class Answered(msgspec.Struct, frozen=True):
 class Mark(msgspec.Struct, frozen=True):
     """The cursor of an ingest segment: whose it is, and what its sender was told."""
 
-    key: str | None
+    key: str | None  # none in segments of earlier versions
     content: str
     outcome: Outcome
 
@@ -155,7 +163,7 @@ class Ingest:
         with self._lock:
             self._prepare()
             if key is None:
-                return self._publish(checked, None, digest, outcome) if count else outcome(None)
+                return self._publish(checked, secrets.token_hex(32), digest, outcome) if count else outcome(None)
             return self._take_once(checked, f"{self._epoch}:{key}", digest, outcome)
 
     def answer(self, content: bytes, key: str) -> Outcome | None:
@@ -206,29 +214,20 @@ class Ingest:
             if producer.position.redo_rows is None:
                 self._lease, self._name, self._producer = lease, name, producer
                 return
-            lease.release()  # cut short over several partitions: only the rows' own sender can go on there
+            lease.release()  # its staged parts were removed: only the rows' own sender can go on there
         raise BusyError("every ingest slot is taken")
 
     def _open(self, name: str) -> Producer:
-        """A producer where its newest segment ends; what that one's sender was told is written down first."""
-        producer = Producer(self._volume, name, self._settings.partitions, self._worker)
-        position = producer.resume()
-        if position.cursor:
-            mark = msgspec.json.decode(position.cursor, type=Mark)
-            if mark.key is not None:
-                self._settle(mark.key, Answered(mark.content, mark.outcome))
-        return producer
+        return open_producer(self._volume, name, self._settings.partitions, self._worker)
 
-    def _publish(
-        self, checked: Checked, key: str | None, digest: str, outcome: Callable[[str | None], Outcome]
-    ) -> Outcome:
+    def _publish(self, checked: Checked, key: str, digest: str, outcome: Callable[[str | None], Outcome]) -> Outcome:
         for _ in range(SUPERSEDED_TRIES):
             assert self._producer is not None
             try:
                 return self._publish_as(self._producer, self._name, checked, key, digest, outcome)
             except SupersededError:  # a retry of someone else's request went before us: stand behind it
                 self._producer = self._open(self._name)
-                if key is not None and (answered := self._answered(key)) is not None:
+                if (answered := self._answered(key)) is not None:
                     return answered.outcome  # it published these very rows: we were taken for dead
             except OSError:  # what is staged must not be taken for the next request's rows
                 self._producer = None
@@ -240,7 +239,7 @@ class Ingest:
         producer: Producer,
         name: str,
         checked: Checked,
-        key: str | None,
+        key: str,
         digest: str,
         outcome: Callable[[str | None], Outcome],
     ) -> Outcome:
@@ -280,7 +279,7 @@ class Ingest:
             self._volume.files.remove(self._folder / "claims" / hashed)
             return _same(answered, digest)
         told = self._publish(checked, hashed, digest, outcome) if checked.batch.num_rows else outcome(None)
-        self._settle(hashed, Answered(digest, told))
+        settle(self._volume, hashed, Answered(digest, told))
         return told
 
     def _again(
@@ -304,7 +303,7 @@ class Ingest:
                 told = self._publish_as(producer, claim.producer, checked, hashed, digest, outcome)
             except SupersededError as error:
                 raise ConflictError("this key is being worked on: send it again") from error
-        self._settle(hashed, Answered(digest, told))
+        settle(self._volume, hashed, Answered(digest, told))
         return told
 
     def _answered(self, hashed: str) -> Answered | None:
@@ -315,23 +314,6 @@ class Ingest:
             except FileNotFoundError:
                 continue
         return None
-
-    def _settle(self, hashed: str, answered: Answered) -> None:
-        """Write an answer down, where it is kept for two days, and take its claim away."""
-        files, today = self._volume.files, int(time.time()) // DAY
-        folder = self._folder / str(today)
-        if not folder.is_dir():
-            files.make_folder(folder)
-            self._prune(today)
-        files.replace(folder / hashed, msgspec.json.encode(answered))
-        files.remove(self._folder / "claims" / hashed)
-
-    def _prune(self, today: int) -> None:
-        for day in self._volume.files.list(self._folder):
-            if day.isdigit() and int(day) < today - KEPT_DAYS:
-                for file in self._volume.files.list(self._folder / day):
-                    self._volume.files.remove(self._folder / day / file)
-                self._volume.files.remove_folder(self._folder / day)
 
     # Sign of life: whoever owns a slot beats
 
@@ -349,6 +331,55 @@ class Ingest:
                 started_at=self._started_at, updated_at=iso_now(),
             )
         )  # fmt: skip
+
+
+def open_producer(volume: Volume, name: str, partitions: int, worker: str) -> Producer:
+    """A producer where its newest segment ends; what that one's sender was told is written down first."""
+    producer = Producer(volume, name, partitions, worker)
+    position = producer.resume()
+    if position.cursor:
+        mark = msgspec.json.decode(position.cursor, type=Mark)
+        if mark.key is not None:
+            settle(volume, mark.key, Answered(mark.content, mark.outcome))
+    return producer
+
+
+def settle(volume: Volume, hashed: str, answered: Answered) -> None:
+    """Write an answer down, where it is kept for two days, and take its claim away."""
+    files, today, root = volume.files, int(time.time()) // DAY, volume.control / "idempotency"
+    folder = root / str(today)
+    if not folder.is_dir():
+        files.make_folder(folder)
+        _prune(files, root, today)
+    files.replace(folder / hashed, msgspec.json.encode(answered))
+    files.remove(root / "claims" / hashed)
+
+
+def _prune(files: Files, root: Path, today: int) -> None:
+    for day in files.list(root):
+        if day.isdigit() and int(day) < today - KEPT_DAYS:
+            for file in files.list(root / day):
+                files.remove(root / day / file)
+            files.remove_folder(root / day)
+
+
+def unfinished(volume: Volume) -> list[str]:
+    """Slots whose owner has something staged: it publishes this moment, or was killed while it did."""
+    root = volume.raw / "staged"
+    names = (SegmentName.parse(file) for folder in volume.files.list(root) for file in volume.files.list(root / folder))
+    return sorted({name.producer for name in names if name is not None and name.producer.startswith("h")})
+
+
+def finish(volume: Volume, slots: Iterable[str], partitions: int, worker: str, alive: Container[str]) -> None:
+    """What killed owners have staged is linked where partition 0 has it, else dropped. ``worker`` must beat.
+
+    Raises OSError, SegmentError.
+    """
+    for slot in slots:
+        lease = Lease(volume.files, volume.control / "slots" / slot, worker)
+        if lease.take(alive):
+            open_producer(volume, slot, partitions, worker)
+            lease.release()
 
 
 def _hashed(key: str) -> str:
