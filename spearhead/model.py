@@ -3,7 +3,7 @@
 ``models/v000001/`` is one version and never changes:
 
 * ``model.ubj``: XGBoost's own binary format;
-* ``features.json``: ordered feature names, the version of their meaning, SHA-256 of ``model.ubj``;
+* ``features.json``: ordered feature names, the version of their meaning, SHA-256 of ``model.ubj``, the calibration;
 * ``window.json``: event time and rows of the training, validation and test parts (``Window``);
 * ``metrics.json``, ``thresholds.json``, ``params.json``: for people, the API and the promotion of later models.
 
@@ -66,11 +66,13 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FeatureList(msgspec.Struct, frozen=True, kw_only=True):
-    """``features.json``. ``sha256`` of the model file may be absent in weights trained elsewhere."""
+    """``features.json``. Weights trained elsewhere may lack ``sha256`` of the model file and the calibration."""
 
     features_version: int
     features: tuple[str, ...]
     sha256: str | None = None
+    slope: float = 1.0  # a score is the sigmoid of slope times the trees' log-odds plus intercept
+    intercept: float = 0.0
 
 
 class Artifact(NamedTuple):
@@ -81,10 +83,12 @@ class Artifact(NamedTuple):
     metrics: Mapping[str, Any]
     thresholds: Sequence[Mapping[str, Any]]
     params: Mapping[str, Any]
+    slope: float = 1.0
+    intercept: float = 0.0
 
 
 class Model:
-    """A loaded version that scores."""
+    """A loaded version that scores: the trees' log-odds times ``slope`` plus ``intercept``, as probabilities."""
 
     def __init__(
         self,
@@ -94,12 +98,16 @@ class Model:
         window: Window | None,
         trees: Trees | None = None,
         threads: int = 1,
+        slope: float = 1.0,
+        intercept: float = 0.0,
     ) -> None:
         self.version = version
         self.booster = booster
         self.width = width
         self.window = window
         self.threads = threads
+        self.slope = slope
+        self.intercept = intercept
         self._trees = trees  # the booster's, for spearhead.trees to sum; None: XGBoost predicts
 
     @property
@@ -126,9 +134,13 @@ class Model:
         if len(features) == 0:
             return np.empty(0, np.float32)
         if self._trees is not None:
-            return trees.probabilities(trees.margins(self._trees, features, self.threads), 1.0, 0.0)
-        scores: NDArray[np.float32] = self.booster.inplace_predict(features, validate_features=False)
-        return scores
+            margins = trees.margins(self._trees, features, self.threads)
+        elif (self.slope, self.intercept) == (1.0, 0.0):  # so that any objective that gives probabilities will do
+            scores: NDArray[np.float32] = self.booster.inplace_predict(features, validate_features=False)
+            return scores
+        else:
+            margins = self.booster.inplace_predict(features, predict_type="margin", validate_features=False)
+        return trees.probabilities(margins, self.slope, self.intercept)
 
 
 class ModelStore:
@@ -177,7 +189,7 @@ class ModelStore:
         version = self._store(
             {
                 "model.ubj": model,
-                "features.json": self._feature_list(model),
+                "features.json": self._feature_list(model, artifact.slope, artifact.intercept),
                 "window.json": msgspec.json.encode(artifact.window),
                 "metrics.json": msgspec.json.encode({**artifact.metrics, "promoted": promote}),
                 "thresholds.json": msgspec.json.encode(artifact.thresholds),
@@ -200,10 +212,11 @@ class ModelStore:
         not copied again. On a volume without a model they go into service. Raises ModelError if they can't be used.
         """
         folder = _resolve(folder)
-        self._load(folder, str(folder))
+        loaded = self._load(folder, str(folder))
         model = (folder / "model.ubj").read_bytes()
-        version = self._find(model) or self._store(
-            {"model.ubj": model, "features.json": self._feature_list(model)}
+        listed = self._feature_list(model, loaded.slope, loaded.intercept)
+        version = self._find(listed) or self._store(
+            {"model.ubj": model, "features.json": listed}
             | {name: (folder / name).read_bytes() for name in _OPTIONAL if (folder / name).exists()}
         )
         self._files.put_if_absent(self.folder / "current", f"{version}\n".encode())
@@ -248,10 +261,15 @@ class ModelStore:
             self._remove_tree(hidden)
         return old
 
-    def _feature_list(self, model: bytes) -> bytes:
-        digest = hashlib.sha256(model).hexdigest()
+    def _feature_list(self, model: bytes, slope: float, intercept: float) -> bytes:
         return msgspec.json.encode(
-            FeatureList(features_version=self._features_version, features=self._features, sha256=digest)
+            FeatureList(
+                features_version=self._features_version,
+                features=self._features,
+                sha256=hashlib.sha256(model).hexdigest(),
+                slope=slope,
+                intercept=intercept,
+            )
         )
 
     def _store(self, contents: Mapping[str, bytes]) -> str:
@@ -287,8 +305,9 @@ class ModelStore:
                 continue
             return version
 
-    def _find(self, model: bytes) -> str | None:
-        wanted = msgspec.json.decode(self._feature_list(model), type=FeatureList)
+    def _find(self, features: bytes) -> str | None:
+        """The newest version with these contents of ``features.json``, weights and calibration among them."""
+        wanted = msgspec.json.decode(features, type=FeatureList)
         for version in reversed(self.versions()):
             try:
                 found = _decode(self.folder / version / "features.json", version, FeatureList)
@@ -314,6 +333,8 @@ class ModelStore:
     def _load(self, folder: Path, version: str) -> Model:
         listed = _decode(folder / "features.json", version, FeatureList)
         self._check_features(listed, version)
+        if not listed.slope > 0:  # it would turn the ranking over; JSON has no number that is not finite
+            raise ModelError(f"model {version}: a calibration of slope {listed.slope} is none")
         try:
             data = (folder / "model.ubj").read_bytes()
         except OSError as error:
@@ -325,7 +346,9 @@ class ModelStore:
         window = _decode(folder / "window.json", version, Window) if (folder / "window.json").exists() else None
         booster = self._booster(data, version)
         found = None if self._device == "cuda" else _trees(booster, version)
-        model = Model(version, booster, len(self._features), window, found, self._threads)
+        model = Model(
+            version, booster, len(self._features), window, found, self._threads, listed.slope, listed.intercept
+        )
         _check_scores(model)
         return model
 

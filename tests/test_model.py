@@ -60,6 +60,30 @@ def test_a_published_model_scores_as_the_trained_one(store):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("depth", [3, 9])  # of 9: the tree kernel leaves it to XGBoost's predictor
+def test_a_calibration_is_kept_and_applied_wherever_the_model_goes(store, volume, tmp_path, depth):
+    made = artifact(made=booster(max_depth=depth))._replace(slope=0.5, intercept=-2.0)
+    version = store.publish(made, promote=True)
+    model = store.load(version)
+    margins = made.booster.inplace_predict(matrix(), predict_type="margin")
+    assert model.score(matrix()) == pytest.approx(1 / (1 + np.exp(2.0 - 0.5 * margins)), rel=1e-5)
+    (tmp_path / "other").mkdir()
+    other = Volume(tmp_path / "other", Files(fsync=False))
+    other.prepare()
+    theirs = ModelStore(other, features=NAMES, features_version=7)
+    moved = theirs.import_folder(store.folder / version)
+    assert theirs.load(moved).score(matrix()).tolist() == model.score(matrix()).tolist()
+    assert theirs.import_folder(store.folder / version) == moved
+    plain = store.publish(made._replace(slope=1.0, intercept=0.0), promote=False)
+    assert theirs.import_folder(store.folder / plain) != moved, "other scores, so another model"
+
+
+def test_a_calibration_that_turns_the_ranking_over_is_refused(store):
+    version = store.publish(artifact()._replace(slope=-1.0), promote=False)
+    with pytest.raises(ModelError, match="a calibration of slope -1"):
+        store.load(version)
+
+
 def test_score_takes_the_matrix_as_it_is_or_refuses_it(store):
     model = store.load(store.publish(artifact(), promote=True))
     assert model.score(matrix(0)).shape == (0,)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.train import evaluation, fit
+from services.train import calibration, evaluation, fit
 from services.train.fit import CancelledError, CannotTrainError, Options, Rows
 from services.train.job import Job
 from services.train.promotion import judge
@@ -116,6 +116,77 @@ def test_scenarios_are_judged_one_by_one_and_unnamed_fraud_is_none_of_them():
     score = np.array([0.9, 0.1, 0.5, 0.2, 0.95], np.float32)
     found = evaluation.by_scenario(("none", "a", "b", "c"), scenario, label, score, np.ones(5))
     assert found == {"a": 1.0, "b": pytest.approx(1 / 3), "c": None}
+
+
+@settings(max_examples=50, deadline=None)
+@given(scored())
+def test_calibration_figures_equal_their_definitions(table):
+    label, score = repeat(*table)
+    got = evaluation.calibration(*table)
+    assert got["brier"] == pytest.approx(((score - label) ** 2).mean())
+    assert sum(b["rows"] for b in got["bins"]) == len(table[0])
+    assert sum(b["frauds"] for b in got["bins"]) == (table[0] == 1).sum()
+    error = 0.0
+    for b in got["bins"]:
+        last = b["high"] == 1.0
+        inside = (score >= b["low"]) & ((score < b["high"]) | last)
+        if inside.any():
+            assert b["mean_score"] == pytest.approx(score[inside].mean())
+            assert b["fraud_rate"] == pytest.approx(label[inside].mean())
+            error += abs((score[inside] - label[inside]).sum())
+        else:
+            assert (b["rows"], b["mean_score"], b["fraud_rate"]) == (0, None, None)
+    assert got["ece"] == pytest.approx(error / len(score), abs=1e-7)
+
+
+# Calibration
+
+
+def drawn_margins(rows: int = 40_000, seed: int = 0):
+    """Log-odds whose sigmoid is the probability of fraud, labels drawn by it, and weights."""
+    rng = np.random.default_rng(seed)
+    margin = rng.normal(-3, 1.5, rows).astype(np.float32)
+    fraud = rng.random(rows) < 1 / (1 + np.exp(-margin))
+    return fraud.astype(np.int8), margin, rng.integers(1, 4, rows).astype(np.float32)
+
+
+def test_the_line_is_the_one_that_the_margins_were_bent_by():
+    label, margin, weight = drawn_margins()
+    line = calibration.fit_line(label, (margin - 1.2) / 0.7, weight)
+    assert line.slope == pytest.approx(0.7, abs=0.05)
+    assert line.intercept == pytest.approx(1.2, abs=0.1)
+    assert calibration.confirmed(line, label, (margin - 1.2) / 0.7, weight) == line
+
+
+def test_no_line_without_frauds_enough_or_where_later_rows_do_not_confirm_it():
+    label, margin, weight = drawn_margins()
+    few = np.flatnonzero(label)[:49]
+    scarce = np.concatenate([few, np.flatnonzero(label == 0)])
+    bent = margin * 2 + 3
+    assert calibration.fit_line(label[scarce], bent[scarce], weight[scarce]) == calibration.IDENTITY
+    assert calibration.fit_line(label, -margin, weight) == calibration.IDENTITY, "it would turn the ranking over"
+    assert calibration.confirmed(calibration.Line(0.5, 2.0), label, margin, weight) == calibration.IDENTITY
+    line = calibration.fit_line(label, bent, weight)
+    assert calibration.confirmed(line, label[scarce], bent[scarce], weight[scarce]) == calibration.IDENTITY
+
+
+def test_a_booster_that_cries_wolf_is_mended(volume, monkeypatch):
+    rows = labelled_rows(20_000, width=WIDTH)
+    honest = fit.parameters
+    monkeypatch.setattr(fit, "parameters", lambda options: honest(options) | {"scale_pos_weight": 30.0})
+    made = fit.fit(rows, Options(names=FEATURES, stateless=STATELESS, threshold=0.52))
+    test = rows.take(fit.split(rows).test)
+    raw = fit.predict(made.booster, test.features)
+    before = evaluation.calibration(test.label, raw, test.weight)
+    after = made.metrics["calibration"]
+    assert made.intercept < -1
+    assert after["ece"] < before["ece"] / 4
+    assert after["brier"] < before["brier"]
+    assert (after["slope"], after["intercept"]) == (made.slope, made.intercept)
+    store = ModelStore(volume)
+    scores = store.load(store.publish(made, promote=True)).score(test.features)
+    assert scores.mean() == pytest.approx(test.label.mean(), rel=0.25), "what is served is what was mended"
+    assert scores.tolist() == fit.predict(made.booster, test.features, made.slope, made.intercept).tolist()
 
 
 # Fitting

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 CURVE_POINTS: Final = 200
 THRESHOLDS: Final = tuple(round(0.01 * i, 2) for i in range(1, 100))
+# Fraud is rare: nearly all scores lie below 0.01, so bins of one width would say nothing of them.
+RELIABILITY_EDGES: Final = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, *(round(0.1 * i, 1) for i in range(1, 11)))
 
 
 class Ranking(NamedTuple):
@@ -61,6 +63,41 @@ def pr_curve(ranking: Ranking) -> list[dict[str, float]]:
         {"threshold": float(ranking.scores[i]), "recall": float(recall[i]), "precision": float(precision[i])}
         for i in picked
     ]
+
+
+def calibration(label: NDArray[Any], score: NDArray[Any], weight: NDArray[Any]) -> dict[str, Any]:
+    """How far scores are probabilities: ``ece``, ``brier`` and the ``bins`` of a reliability diagram.
+
+    The expected calibration error is the mean over all rows of |mean score - fraud rate| of the row's bin; the Brier
+    score is the mean of (score - label)^2. ``rows`` and ``frauds`` of a bin are rows of the sample, its rates weighted.
+    """
+    if len(score) == 0:
+        return {"ece": None, "brier": None, "bins": []}
+    score, weight = np.asarray(score, np.float64), np.asarray(weight, np.float64)
+    fraud = np.asarray(label) > 0
+    edges = RELIABILITY_EDGES
+    place = np.searchsorted(edges[1:-1], score, side="right")
+    size = len(edges) - 1
+    rows, frauds = np.bincount(place, minlength=size), np.bincount(place, fraud, minlength=size)
+    weights, scores, positives = (
+        np.bincount(place, w, minlength=size) for w in (weight, weight * score, weight * fraud)
+    )
+    bins = [
+        {
+            "low": edges[i],
+            "high": edges[i + 1],
+            "rows": int(rows[i]),
+            "frauds": int(frauds[i]),
+            "mean_score": _ratio(float(scores[i]), float(weights[i])),
+            "fraud_rate": _ratio(float(positives[i]), float(weights[i])),
+        }
+        for i in range(size)
+    ]
+    return {
+        "ece": float(np.abs(scores - positives).sum() / weight.sum()),
+        "brier": float(np.average((score - fraud) ** 2, weights=weight)),
+        "bins": bins,
+    }
 
 
 def at_threshold(
@@ -114,7 +151,7 @@ def summary(label: NDArray[Any], score: NDArray[Any], weight: NDArray[Any]) -> d
     return {
         "average_precision": average_precision(ranking),
         "auc": auc(ranking),
-        "logloss": _logloss(label, score, weight),
+        "logloss": logloss(label, score, weight),
     }
 
 
@@ -125,7 +162,8 @@ def importances(gains: Mapping[str, float], names: Sequence[str]) -> dict[str, f
     return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
 
-def _logloss(label: NDArray[Any], score: NDArray[Any], weight: NDArray[Any]) -> float | None:
+def logloss(label: NDArray[Any], score: NDArray[Any], weight: NDArray[Any]) -> float | None:
+    """Mean of -log of the probability given to what came true. None without rows."""
     if len(score) == 0:
         return None
     p = np.clip(np.asarray(score, np.float64), 1e-7, 1 - 1e-7)

@@ -14,7 +14,8 @@ import numpy as np
 import xgboost as xgb
 from numpy.typing import NDArray
 
-from services.train import evaluation
+from services.train import calibration, evaluation
+from spearhead import trees
 from spearhead.model import Artifact, Part, Window
 from spearhead.schema import SCENARIOS
 
@@ -98,18 +99,20 @@ def split(rows: Rows) -> Split:
 
 
 def fit(rows: Rows, options: Options) -> Artifact:
-    """Train and evaluate. ``rows`` as ``in_order`` gives them.
+    """Train, calibrate and evaluate. ``rows`` as ``in_order`` gives them.
 
-    The model in the artifact is the one that was evaluated: trees grown on the first part, stopped by the second,
-    judged on the third. Raises CannotTrainError, and CancelledError when ``options.cancelled`` says so.
+    The model in the artifact is the one that was evaluated: trees grown on the first part, stopped and calibrated by
+    the second, judged on the third. Raises CannotTrainError, and CancelledError when ``options.cancelled`` says so.
     """
     began = time.perf_counter()
     parts = split(rows)
     booster, curves = _grow(rows, parts, list(range(len(options.names))), options)
     test = rows.take(parts.test)
-    scores = predict(booster, test.features)
+    line = _calibrate(booster, rows.take(parts.valid), test)
+    scores = predict(booster, test.features, *line)
     thresholds = evaluation.threshold_table(options.threshold, test.label, scores, test.weight, test.cents)
     figures = _figures(test, scores, options) | {
+        "calibration": line._asdict() | evaluation.calibration(test.label, scores, test.weight),
         "stateless": _stateless(rows, parts, options),
         "rows": len(rows.label),
         "source_rows": float(rows.weight.sum(dtype=np.float64)),
@@ -120,15 +123,29 @@ def fit(rows: Rows, options: Options) -> Artifact:
         "importances": evaluation.importances(booster.get_score(importance_type="total_gain"), options.names),
         "train_seconds": time.perf_counter() - began,
     }
-    return Artifact(booster, _window(rows, parts), figures, thresholds, parameters(options))
+    return Artifact(booster, _window(rows, parts), figures, thresholds, parameters(options), *line)
 
 
-def predict(booster: xgb.Booster, features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scores (n,) of features (n, width)."""
+def predict(
+    booster: xgb.Booster, features: NDArray[np.float32], slope: float = 1.0, intercept: float = 0.0
+) -> NDArray[np.float32]:
+    """Scores (n,) of features (n, width), calibrated as ``Model.score`` does it."""
+    return trees.probabilities(_margins(booster, features), slope, intercept)
+
+
+def _margins(booster: xgb.Booster, features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The trees' log-odds, float32 (n,)."""
     if len(features) == 0:
         return np.empty(0, np.float32)
-    scores: NDArray[np.float32] = booster.inplace_predict(np.ascontiguousarray(features), validate_features=False)
-    return scores
+    rows = np.ascontiguousarray(features)
+    margins: NDArray[np.float32] = booster.inplace_predict(rows, predict_type="margin", validate_features=False)
+    return margins
+
+
+def _calibrate(booster: xgb.Booster, valid: Rows, test: Rows) -> calibration.Line:
+    """The line that the validation part asks for, if the test part confirms it."""
+    line = calibration.fit_line(valid.label, _margins(booster, valid.features), valid.weight)
+    return calibration.confirmed(line, test.label, _margins(booster, test.features), test.weight)
 
 
 def parameters(options: Options) -> dict[str, Any]:
