@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from typing import Final, NamedTuple
 
@@ -11,6 +10,7 @@ import structlog
 from services.api.answers import Answers
 from services.api.inbox import Inbox
 from services.api.ingest import Ingest
+from services.api.limiter import Limiter
 from services.api.reader import Reader
 from services.api.snapshot import Snapshot
 from spearhead.settings import Settings
@@ -18,6 +18,7 @@ from spearhead.tokens import Tokenizer, tokenizer
 from spearhead.volume import Volume
 
 LOOKUPS: Final = 2  # at once: each reads whole columns
+LOOKUPS_WAITING: Final = 16
 
 
 class Context:
@@ -28,7 +29,7 @@ class Context:
         self.volume = volume
         self.reader = reader
         self.log = log
-        self.lookups = asyncio.Semaphore(LOOKUPS)
+        self.lookups = Limiter(LOOKUPS, LOOKUPS_WAITING)
         self._newest = _Made(None, None)
         self._ingest: Ingest | None = None
         self._ingest_lock = threading.Lock()
@@ -74,6 +75,7 @@ class Context:
 
     def close(self) -> None:
         """Stop reading, give the producer's slot up."""
+        self.lookups.close()
         self._inbox.close()
         self.reader.stop()
         if self._ingest is not None:

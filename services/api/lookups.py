@@ -15,12 +15,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from services.api.limiter import Stopped
 from services.api.snapshot import iso_us
 from spearhead.schema import RESULTS
 from spearhead.segment import SUFFIX, SegmentError, SegmentName, read_segment
 from spearhead.volume import Volume
 
 CLOCK_SLACK_SECONDS: Final = 60.0  # a file's time is its server's, a decision's that of the host that made it
+
+
+class StoppedError(Exception):
+    """Nobody waits for the answer any more."""
 
 
 class Place(NamedTuple):
@@ -72,9 +77,9 @@ def places(volume: Volume, epoch: int) -> list[Place]:
     return sorted(found, reverse=True)
 
 
-def find(volume: Volume, epoch: int, trans_num: str) -> dict[str, Any] | None:
-    """The decision on one transaction; None if it is not made, or its file is no longer kept."""
-    for place, batch in _batches(places(volume, epoch)):
+def find(volume: Volume, epoch: int, trans_num: str, stopped: Stopped) -> dict[str, Any] | None:
+    """The decision on one transaction; None if it is not made, or its file is no longer kept. Raises StoppedError."""
+    for place, batch in _batches(places(volume, epoch), stopped):
         row = pc.index(batch.column("trans_num"), trans_num).as_py()
         if row >= 0:
             return _decision(batch, row) | {"segment": place.name.removesuffix(SUFFIX)}
@@ -82,13 +87,16 @@ def find(volume: Volume, epoch: int, trans_num: str) -> dict[str, Any] | None:
 
 
 def signals(
-    volume: Volume, epoch: int, wanted: Filter, limit: int, after: Cursor | None
+    volume: Volume, epoch: int, wanted: Filter, limit: int, after: Cursor | None, stopped: Stopped
 ) -> tuple[list[dict[str, Any]], Cursor | None]:
-    """At most ``limit`` flagged transactions, newest file first, and where the next page begins (None: no more)."""
+    """At most ``limit`` flagged transactions, newest file first, and where the next page begins (None: no more).
+
+    Raises StoppedError.
+    """
     chosen = [place for place in places(volume, epoch) if _may_hold(place, wanted, after)]
     page: list[dict[str, Any]] = []
     last: Cursor | None = None
-    for place, batch in _batches(chosen):
+    for place, batch in _batches(chosen, stopped):
         rows = _matching(batch, wanted)[::-1]
         if after is not None and (place.mtime_ns, place.name) == after[:2]:
             rows = rows[rows < after.row]
@@ -106,8 +114,10 @@ def _may_hold(place: Place, wanted: Filter, after: Cursor | None) -> bool:
     return wanted.since is None or place.mtime_ns / 1000 >= wanted.since - CLOCK_SLACK_SECONDS * 1e6
 
 
-def _batches(found: Iterable[Place]) -> Iterator[tuple[Place, pa.RecordBatch]]:
+def _batches(found: Iterable[Place], stopped: Stopped) -> Iterator[tuple[Place, pa.RecordBatch]]:
     for place in found:
+        if stopped():
+            raise StoppedError
         try:
             batch, _ = read_segment(place.path)
         except (FileNotFoundError, SegmentError):  # retention removed it; a damaged one is `verify`'s to tell

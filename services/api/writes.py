@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 from fastapi import APIRouter, Header, Path, Query, Request
@@ -15,12 +16,14 @@ from services.api import lookups, rows, schemas
 from services.api.context import Context
 from services.api.controls import Authorised, RefusedError, refusals
 from services.api.ingest import BusyError, ConflictError, Outcome, check
+from services.api.limiter import SaturatedError, Stopped
 from spearhead.errors import ConfigurationError
 from spearhead.runner import describe
 from spearhead.segment import SegmentError
 from spearhead.volume import VolumeError
 
 MAX_BYTES: Final = 32 * 1024**2
+T = TypeVar("T")
 _KEY = re.compile(r"^[\x21-\x7e]{1,200}$")
 router = APIRouter()
 _BODY: Final = {
@@ -99,7 +102,7 @@ async def get_transaction(
 ) -> Response:
     """The decision on one transaction, its score and model, once made and as long as its file is kept."""
     context: Context = request.app.state.context
-    found = await _look(context, lambda epoch: lookups.find(context.volume, epoch, trans_num))
+    found = await _look(request, lambda epoch, stopped: lookups.find(context.volume, epoch, trans_num, stopped))
     if found is None:
         raise RefusedError(404, "no decision on this transaction: it is not made yet, or no longer kept")
     return Response(msgspec.json.encode(found), media_type="application/json")
@@ -122,18 +125,26 @@ async def get_signals(
         wanted = lookups.Filter(category, state, min_score, _microseconds(since))
     except (ValueError, OverflowError) as error:
         raise RefusedError(400, f"since or cursor is not what it should be: {error}") from error
-    page, after = await _look(context, lambda epoch: lookups.signals(context.volume, epoch, wanted, limit, after))
+    page, after = await _look(
+        request, lambda epoch, stopped: lookups.signals(context.volume, epoch, wanted, limit, after, stopped)
+    )
     answer = {"signals": page, "next": str(after) if after else None}
     return Response(msgspec.json.encode(answer), media_type="application/json")
 
 
-async def _look(context: Context, read: Any) -> Any:
-    """Read the volume from a thread, few at once. Raises RefusedError."""
-    async with context.lookups:
-        try:
-            return await asyncio.to_thread(lambda: read(context.volume.epoch()))
-        except (OSError, VolumeError) as error:
-            raise RefusedError(503, f"the volume can't be read: {describe(error)}") from error
+async def _look(request: Request, read: Callable[[int, Stopped], T]) -> T:
+    """Read the volume from a thread, few at once, as long as the client waits. Raises RefusedError."""
+    context: Context = request.app.state.context
+    try:
+        return await context.lookups.run(
+            lambda stopped: read(context.volume.epoch(), stopped), gone=request.is_disconnected
+        )
+    except SaturatedError as error:
+        raise RefusedError(503, "as many look-ups as can be made at once are being made; send it again") from error
+    except lookups.StoppedError as error:
+        raise RefusedError(503, "the look-up was given up") from error
+    except (OSError, VolumeError) as error:
+        raise RefusedError(503, f"the volume can't be read: {describe(error)}") from error
 
 
 def _microseconds(text: str | None) -> int | None:
