@@ -89,7 +89,8 @@ def measure(rows: int, seconds: float, folder: Path) -> dict[str, float | int]:
     write_segment(files, folder / "features.arrow", feature_batch(rows), info)
     batch, _ = read_segment(folder / "features.arrow")
     model = deep_model()
-    matrix = scoring.feature_matrix(batch)
+    matrix = codes.of(batch.column("features"))
+    values = codes.decode(matrix)
     scores = model.score(matrix)
 
     def decide(flags: np.ndarray) -> tuple[scoring.Scored, object]:
@@ -103,7 +104,7 @@ def measure(rows: int, seconds: float, folder: Path) -> dict[str, float | int]:
     size = write_segment(files, folder / "results.arrow", made, info)
     figures: dict[str, float | int] = {
         "predict": ns_per_row(lambda: model.score(matrix), rows, seconds),
-        "predict_by_xgboost": ns_per_row(lambda: model.booster.inplace_predict(matrix), rows, seconds),
+        "predict_by_xgboost": ns_per_row(lambda: model.booster.inplace_predict(values), rows, seconds),
         "decide_and_aggregate": ns_per_row(lambda: decide(scores), rows, seconds),
         "decide_and_aggregate_all_flagged": ns_per_row(lambda: decide(all_flagged), rows, seconds),
         "aggregate_json": ns_per_row(lambda: msgspec.json.encode(aggregate), rows, seconds),

@@ -2,7 +2,9 @@
 
 A code is a small float: sign, 6 bits of exponent, 9 of fraction. It holds 0, and magnitudes from 2**-28 (4e-9) to
 2**35 (3e10) to within 0.1 %; whole numbers up to 1,024 are exact. Smaller magnitudes are 0, larger ones the largest.
-Order is kept. NaN is ``MISSING``. Models are trained on decoded values too: training and serving see the same numbers.
+Order is kept: the *rank* of a code, int16, is its magnitude with its sign, and ranks compare as values do. NaN is
+``MISSING``, whose rank is below all others. Models are trained on decoded values too: training and serving see the
+same numbers.
 """
 
 # What numpy's scalars give is Any to mypy; numba types it all.
@@ -19,8 +21,10 @@ from numpy.typing import NDArray
 
 FRACTION_BITS: Final = 9
 BIAS: Final = 28  # code exponent 1 is 2**-28; 0 is zero
-MISSING: Final = 0x8000  # the place of minus zero
-LARGEST: Final = 0x7FFF
+LARGEST: Final = 0x7FFE  # magnitude
+MISSING: Final = 0xFFFF
+MISSING_RANK: Final = -0x7FFF
+NO_RANK: Final = 0x7FFF  # above all
 _DROPPED: Final = 23 - FRACTION_BITS
 _SHIFT: Final = (127 - BIAS - 1) << FRACTION_BITS  # between the exponents' biases
 
@@ -71,10 +75,26 @@ def column(values: NDArray[np.float32]) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(pa.array(encode(values).reshape(-1)), values.shape[1])
 
 
+def of(column: pa.FixedSizeListArray) -> Codes:
+    """The codes (n, width) of a column, C-contiguous, over its own memory."""
+    found: Codes = column.flatten().to_numpy(zero_copy_only=True)
+    return found.reshape(len(column), column.type.list_size)
+
+
 def values(column: pa.FixedSizeListArray) -> NDArray[np.float32]:
     """The float32 values (n, width) of a column of codes."""
-    found: Codes = column.flatten().to_numpy(zero_copy_only=True)
-    return decode(found.reshape(len(column), column.type.list_size))
+    return decode(of(column))
+
+
+def ranks(values: NDArray[np.float32]) -> NDArray[np.int32]:
+    """The lowest rank whose value is at least each of ``values`` (n,): x >= t is rank(x) >= ranks(t), for any code x.
+
+    NO_RANK where no value is that large.
+    """
+    order = np.arange(-LARGEST, LARGEST + 1)  # every rank but that of MISSING
+    known = decode(np.where(order < 0, 0x8000 - order, order).astype(np.uint16))
+    found = np.searchsorted(known, np.asarray(values, np.float32), side="left")
+    return np.append(order, NO_RANK)[found].astype(np.int32)
 
 
 def warm() -> None:

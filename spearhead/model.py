@@ -29,7 +29,8 @@ import numpy as np
 import xgboost as xgb
 from numpy.typing import NDArray
 
-from spearhead import trees
+from spearhead import codes, trees
+from spearhead.codes import Codes
 from spearhead.features import FEATURES, FEATURES_VERSION
 from spearhead.trees import Trees
 from spearhead.volume import Volume
@@ -120,27 +121,34 @@ class Model:
         """Whether our own kernel sums the trees, not XGBoost's predictor."""
         return self._trees is not None
 
-    def score(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Risk scores 0 to 1, float32 (n,), of C-contiguous float32 (n, width), which is not copied.
+    def score(self, features: Codes) -> NDArray[np.float32]:
+        """Risk scores 0 to 1, float32 (n,), of C-contiguous 16-bit codes (n, width), as the queue carries features.
 
         Raises ValueError if the matrix has another shape, type or layout.
         """
-        if features.dtype != np.float32 or features.ndim != 2 or features.shape[1] != self.width:
+        self._check(features, np.dtype(np.uint16))
+        if self._trees is None:
+            return self.score_values(codes.decode(features))
+        return trees.probabilities(trees.margins(self._trees, features, self.threads), self.slope, self.intercept)
+
+    def score_values(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The same of C-contiguous float32 values, by XGBoost's own predictor: slow, and for any values."""
+        self._check(features, np.dtype(np.float32))
+        if len(features) == 0:
+            return np.empty(0, np.float32)
+        if (self.slope, self.intercept) == (1.0, 0.0):  # so that any objective that gives probabilities will do
+            scores: NDArray[np.float32] = self.booster.inplace_predict(features, validate_features=False)
+            return scores
+        margins = self.booster.inplace_predict(features, predict_type="margin", validate_features=False)
+        return trees.probabilities(margins, self.slope, self.intercept)
+
+    def _check(self, features: NDArray[Any], dtype: np.dtype[Any]) -> None:
+        if features.dtype != dtype or features.ndim != 2 or features.shape[1] != self.width:
             raise ValueError(
-                f"model {self.version} takes float32 (n, {self.width}), not {features.dtype} {features.shape}"
+                f"model {self.version} takes {dtype} (n, {self.width}), not {features.dtype} {features.shape}"
             )
         if not features.flags.c_contiguous:
             raise ValueError("the feature matrix must be C-contiguous")
-        if len(features) == 0:
-            return np.empty(0, np.float32)
-        if self._trees is not None:
-            margins = trees.margins(self._trees, features, self.threads)
-        elif (self.slope, self.intercept) == (1.0, 0.0):  # so that any objective that gives probabilities will do
-            scores: NDArray[np.float32] = self.booster.inplace_predict(features, validate_features=False)
-            return scores
-        else:
-            margins = self.booster.inplace_predict(features, predict_type="margin", validate_features=False)
-        return trees.probabilities(margins, self.slope, self.intercept)
 
 
 class ModelStore:
@@ -414,7 +422,7 @@ def _trees(booster: xgb.Booster, version: str) -> Trees | None:
         return None
     rows = trees.probe(found, booster.num_features())
     ours = trees.margins(found, rows)
-    theirs = booster.inplace_predict(rows, predict_type="margin", validate_features=False)
+    theirs = booster.inplace_predict(codes.decode(rows), predict_type="margin", validate_features=False)
     if not np.allclose(ours, theirs, rtol=0, atol=1e-5):
         _log.warning("model %s is left to XGBoost's predictor: the tree kernel differs from it", version)
         return None
@@ -423,8 +431,8 @@ def _trees(booster: xgb.Booster, version: str) -> Trees | None:
 
 def _check_scores(model: Model) -> None:
     """A model that passes gives probabilities, missing values included."""
-    probe = np.zeros((2, model.width), np.float32)
-    probe[1] = np.nan
+    probe = np.zeros((2, model.width), np.uint16)
+    probe[1] = codes.MISSING
     try:
         scores = model.score(probe)
     except xgb.core.XGBoostError as error:

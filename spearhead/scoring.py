@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from spearhead import codes
 from spearhead.aggregate import (
     HOUR_US,
     MAX_SIGNALS,
@@ -76,11 +75,6 @@ class Sums(NamedTuple):
     amounts: NDArray[np.int64]  # (buckets, 2): flagged rows, flagged cents
     outcomes: NDArray[np.int64]  # (hours, 8): tp fp tn fn out of sample, then in sample
     totals: NDArray[np.int64]  # (3,): unlabelled rows, sum of latency us, rows whose score is no probability
-
-
-def feature_matrix(batch: pa.RecordBatch) -> NDArray[np.float32]:
-    """The ``features`` column decoded: float32 (n, width), C-contiguous."""
-    return codes.values(batch.column("features"))
 
 
 def decide(

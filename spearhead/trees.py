@@ -1,10 +1,12 @@
 """Boosted trees, summed for many rows at once: what XGBoost's predictor gives, in a fraction of its time.
 
-A block is 512 rows. First every distinct test of the model (feature, threshold) is made once for all rows of the block:
-one bit a row, eight words of 64. Then a tree is no walk but arithmetic on these words: the decision at level *l* is
-chosen among the tests of that level by the decisions above it, for 64 rows an instruction, and the decisions together
-are the number of the leaf. Leaves are added in the order of the trees, in float32, as XGBoost adds them, so the sums
-are the same to the bit (tests/test_trees.py). Bit-vector traversal follows QuickScorer (Lucchese et al., SIGIR 2015).
+Rows are 16-bit codes (spearhead/codes.py), and thresholds are ranks of codes: comparing whole numbers decides as
+comparing the values would. A block is 512 rows. First every distinct test of the model (feature, rank) is made once for
+all rows of the block: one bit a row, eight words of 64. Then a tree is no walk but arithmetic on these words: the
+decision at level *l* is chosen among the tests of that level by the decisions above it, for 64 rows an instruction, and
+the decisions together are the number of the leaf. Leaves are added in the order of the trees, in float32, as XGBoost
+adds them, so the sums are the same to the bit (tests/test_trees.py). Bit-vector traversal follows QuickScorer (Lucchese
+et al., SIGIR 2015).
 """
 
 # What numpy's scalars give is Any to mypy; numba types it all.
@@ -25,23 +27,27 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from spearhead import codes
+from spearhead.codes import LARGEST, MISSING, MISSING_RANK, NO_RANK, Codes
+
 WORDS: Final = 8
 LANES: Final = 64
 BLOCK: Final = WORDS * LANES  # rows
-STRIDE: Final = BLOCK + 16  # floats from column to column: a power of two would crowd them into few cache sets
+STRIDE: Final = BLOCK + 32  # ranks from column to column: a power of two would crowd them into few cache sets
+TOGETHER: Final = 4  # trees whose leaves are added together
 MAX_DEPTH: Final = 8  # a leaf's number is a byte
 
 
 class Trees(NamedTuple):
     """A model's trees, each completed to its depth: a leaf above it stands in all places below it.
 
-    Test ``k`` is ``x[feature[k]] >= threshold[k]``, where a missing value passes if ``missing[k]``; the last test is
-    one that no row passes. Node ``i`` of level ``l`` is the one reached by decisions b_0 to b_l-1, ``i`` being the
-    sum of b_j 2**j; leaves are numbered alike.
+    Test ``k`` is ``rank of x[feature[k]] >= rank[k]``, where a missing value passes if ``missing[k]``; the last one
+    is passed by no row and never made. Node ``i`` of level ``l`` is the one reached by decisions b_0 to b_l-1, ``i``
+    being the sum of b_j 2**j; leaves are numbered alike.
     """
 
     feature: NDArray[np.int32]  # (tests,) index into ``columns``
-    threshold: NDArray[np.float32]  # (tests,)
+    rank: NDArray[np.int16]  # (tests,)
     missing: NDArray[np.bool_]  # (tests,)
     columns: NDArray[np.int32]  # (used features,) ascending
     depth: NDArray[np.int32]  # (trees,)
@@ -66,8 +72,10 @@ def compile_trees(model: bytes) -> Trees:
     found = booster["model"]["trees"]
     if not found:
         raise UnsupportedError("there are no trees")
-    tests = sorted({_test(tree, node) for tree in found for node in _inner_nodes(tree)})
-    number = {test: k for k, test in enumerate(tests)}
+    ranked = _ranked({_test(tree, node) for tree in found for node in _inner_nodes(tree)})
+    tests = sorted(set(ranked.values()))
+    place_of = {test: k for k, test in enumerate(tests)}
+    number = {test: place_of[on_ranks] for test, on_ranks in ranked.items()}
     columns = sorted({feature for feature, _, _ in tests})
     place = {feature: i for i, feature in enumerate(columns)}
     depths: list[int] = []
@@ -80,12 +88,12 @@ def compile_trees(model: bytes) -> Trees:
         depths.append(depth)
         node_from.append(len(nodes))
         leaf_from.append(len(leaves))
-        inner, last = _complete(tree, depth, number)
+        inner, last = _complete(tree, depth, number, len(tests))
         nodes += inner
         leaves += last
     return Trees(
         np.array([place[feature] for feature, _, _ in tests] + [0], np.int32),
-        np.array([threshold for _, threshold, _ in tests] + [np.inf], np.float32),
+        np.array([rank for _, rank, _ in tests] + [NO_RANK], np.int16),
         np.array([missing for _, _, missing in tests] + [False], np.bool_),
         np.array(columns or [0], np.int32),
         np.array(depths, np.int32),
@@ -110,6 +118,13 @@ def _test(tree: Mapping[str, Any], node: int) -> tuple[int, float, bool]:
     return tree["split_indices"][node], tree["split_conditions"][node], not tree["default_left"][node]
 
 
+def _ranked(found: set[tuple[int, float, bool]]) -> dict[tuple[int, float, bool], tuple[int, int, bool]]:
+    """Each test on values as one on ranks; thresholds between the same two codes become one."""
+    tests = sorted(found)
+    ranks = codes.ranks(np.array([threshold for _, threshold, _ in tests], np.float32)).tolist()
+    return {test: (test[0], rank, test[2]) for test, rank in zip(tests, ranks, strict=True)}
+
+
 def _depth(tree: Mapping[str, Any], root: int) -> int:
     """Decisions on the longest path. Raises UnsupportedError beyond MAX_DEPTH."""
     level, depth = [root], -1
@@ -123,10 +138,9 @@ def _depth(tree: Mapping[str, Any], root: int) -> int:
 
 
 def _complete(
-    tree: Mapping[str, Any], depth: int, number: Mapping[tuple[int, float, bool], int]
+    tree: Mapping[str, Any], depth: int, number: Mapping[tuple[int, float, bool], int], never: int
 ) -> tuple[list[int], list[float]]:
-    """Tests of the completed tree, level by level, and the values of its leaves."""
-    never = len(number)
+    """Tests of the completed tree, level by level, and the values of its leaves. No row passes test ``never``."""
     level: Sequence[int] = [0]
     nodes: list[int] = []
     for _ in range(depth):
@@ -160,27 +174,27 @@ def _splat(builder, vector, value):
     return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
 
 
-def _comparison(ordered: bool) -> Callable[..., Any]:
-    """An intrinsic: which of ``column[start : start + 64]`` are at least ``threshold``, a bit each.
+def _comparison(or_missing: bool) -> Callable[..., Any]:
+    """An intrinsic: which of ``column[start : start + 64]`` are at least ``rank`` (or missing), a bit each."""
 
-    NaN is not if ``ordered``, else it is.
-    """
-
-    def passing(typingctx, column, start, threshold):
+    def passing(typingctx, column, start, rank):
         def codegen(context, builder, signature, args):
-            vector = ir.VectorType(ir.FloatType(), LANES)
+            vector = ir.VectorType(ir.IntType(16), LANES)
             pointer = _element(context, builder, signature.args[0], args[0], args[1])
-            values = builder.load(builder.bitcast(pointer, vector.as_pointer()), align=4)
-            compare = builder.fcmp_ordered if ordered else builder.fcmp_unordered
-            return builder.bitcast(compare(">=", values, _splat(builder, vector, args[2])), ir.IntType(LANES))
+            values = builder.load(builder.bitcast(pointer, vector.as_pointer()), align=2)
+            found = builder.icmp_signed(">=", values, _splat(builder, vector, args[2]))
+            if or_missing:
+                missing = ir.Constant(vector, [MISSING_RANK] * LANES)
+                found = builder.or_(found, builder.icmp_signed("==", values, missing))
+            return builder.bitcast(found, ir.IntType(LANES))
 
-        return types.uint64(column, types.int64, types.float32), codegen
+        return types.uint64(column, types.int64, types.int16), codegen
 
     return intrinsic(passing)
 
 
-_passing = _comparison(ordered=True)
-_passing_or_missing = _comparison(ordered=False)
+_passing = _comparison(or_missing=False)
+_passing_or_missing = _comparison(or_missing=True)
 
 
 @intrinsic
@@ -220,43 +234,51 @@ def _choose(typingctx, target, k, first, a, second, b, by, level):
 
 
 class _Scratch(NamedTuple):
-    columns: NDArray[np.float32]  # (used features * BLOCK,)
+    columns: NDArray[np.int16]  # (used features * STRIDE,)
     passed: NDArray[np.uint64]  # (tests, WORDS)
     chosen: NDArray[np.uint64]  # (2 ** (MAX_DEPTH - 1), WORDS)
     path: NDArray[np.uint64]  # (MAX_DEPTH, WORDS)
-    numbers: NDArray[np.uint8]  # (BLOCK,)
+    numbers: NDArray[np.uint8]  # (TOGETHER, BLOCK)
     sums: NDArray[np.float32]  # (BLOCK,)
 
 
 def _scratch(trees: Trees) -> _Scratch:
     return _Scratch(
-        np.zeros(len(trees.columns) * STRIDE, np.float32),
-        np.zeros((len(trees.threshold), WORDS), np.uint64),
+        np.zeros(len(trees.columns) * STRIDE, np.int16),
+        np.zeros((len(trees.rank), WORDS), np.uint64),
         np.zeros((1 << (MAX_DEPTH - 1), WORDS), np.uint64),
         np.zeros((MAX_DEPTH, WORDS), np.uint64),
-        np.zeros(BLOCK, np.uint8),
+        np.zeros((TOGETHER, BLOCK), np.uint8),
         np.zeros(BLOCK, np.float32),
     )
 
 
 @nb.njit(inline="always")
 def _transpose(matrix, begin, end, trees, columns):
-    """Rows ``begin`` to ``end`` by column; what is left of the block keeps older values, which nobody reads."""
-    for i in range(begin, end):
+    """Rows ``begin`` to ``end`` as ranks by column; what is left of the block keeps older ones, which nobody reads."""
+    for first in range(begin, end, LANES):
+        last = min(first + LANES, end)
         for k in range(len(trees.columns)):
-            columns[k * STRIDE + i - begin] = matrix[i, trees.columns[k]]
+            column, place = np.uint64(trees.columns[k]), np.uint64(k * STRIDE + first - begin)
+            for i in range(np.uint64(last - first)):
+                columns[place + i] = np.int16(matrix[np.uint64(first) + i, column])
+    for k in range(len(trees.columns)):
+        place = np.uint64(k * STRIDE)
+        for i in range(np.uint64(BLOCK)):
+            code = columns[place + i]
+            columns[place + i] = code if code >= 0 else np.int16(-(code & np.int16(0x7FFF)))
 
 
 @nb.njit(inline="always")
 def _make_tests(trees, columns, passed):
-    for k in range(len(trees.threshold) - 1):
-        first, threshold = trees.feature[k] * STRIDE, trees.threshold[k]
+    for k in range(len(trees.rank) - 1):
+        first, rank = trees.feature[k] * STRIDE, trees.rank[k]
         if trees.missing[k]:
             for w in range(WORDS):
-                passed[k, w] = _passing_or_missing(columns, first + w * LANES, threshold)
+                passed[k, w] = _passing_or_missing(columns, first + w * LANES, rank)
         else:
             for w in range(WORDS):
-                passed[k, w] = _passing(columns, first + w * LANES, threshold)
+                passed[k, w] = _passing(columns, first + w * LANES, rank)
 
 
 @nb.njit(inline="always")
@@ -279,15 +301,32 @@ def _decide(trees, tree, passed, chosen, path):
 
 
 @nb.njit(inline="always")
-def _add_leaves(trees, tree, path, numbers, sums):
+def _number_leaves(trees, tree, path, numbers):
+    """The number of every row's leaf of a tree, from its decisions."""
     numbers[:] = 0
     for level in range(trees.depth[tree]):
         bit = np.uint8(1 << level)
         for w in range(WORDS):
             _mark(numbers, w * LANES, path[level, w], bit)
-    first = trees.leaf_from[tree]
-    for r in range(BLOCK):
-        sums[r] += trees.leaves[first + np.int64(numbers[r])]
+
+
+@nb.njit(inline="always")
+def _add_leaves(trees, tree, many, numbers, sums):
+    """Add the leaves of up to four trees, one after the other, so that a sum is read and written once for four."""
+    a = np.uint64(trees.leaf_from[tree])
+    if many == TOGETHER:
+        b, c, d = (np.uint64(trees.leaf_from[tree + 1]), np.uint64(trees.leaf_from[tree + 2]),
+                   np.uint64(trees.leaf_from[tree + 3]))  # fmt: skip
+        for r in range(np.uint64(BLOCK)):
+            total = sums[r] + trees.leaves[a + numbers[0, r]]
+            total += trees.leaves[b + numbers[1, r]]
+            total += trees.leaves[c + numbers[2, r]]
+            sums[r] = total + trees.leaves[d + numbers[3, r]]
+    else:
+        for place in range(many):
+            a = np.uint64(trees.leaf_from[tree + place])
+            for r in range(np.uint64(BLOCK)):
+                sums[r] += trees.leaves[a + numbers[place, r]]
 
 
 @nb.njit(cache=True, nogil=True, error_model="numpy")
@@ -298,9 +337,12 @@ def _sum_trees(matrix, trees, work, out):
         _transpose(matrix, begin, end, trees, work.columns)
         _make_tests(trees, work.columns, work.passed)
         work.sums[:] = np.float32(trees.base)
-        for tree in range(len(trees.depth)):
-            _decide(trees, tree, work.passed, work.chosen, work.path)
-            _add_leaves(trees, tree, work.path, work.numbers, work.sums)
+        for tree in range(0, len(trees.depth), TOGETHER):
+            many = min(TOGETHER, len(trees.depth) - tree)
+            for place in range(many):
+                _decide(trees, tree + place, work.passed, work.chosen, work.path)
+                _number_leaves(trees, tree + place, work.path, work.numbers[place])
+            _add_leaves(trees, tree, many, work.numbers, work.sums)
         for i in range(begin, end):
             out[i] = work.sums[i - begin]
 
@@ -314,8 +356,8 @@ def _probabilities(margins, slope, intercept):
         margins[i] = one / (np.exp(x) + one + tiny)
 
 
-def margins(trees: Trees, matrix: NDArray[np.float32], threads: int = 1) -> NDArray[np.float32]:
-    """Log-odds, float32 (n,), of C-contiguous float32 (n, width): ``base`` and the leaves of all trees."""
+def margins(trees: Trees, matrix: Codes, threads: int = 1) -> NDArray[np.float32]:
+    """Log-odds, float32 (n,), of C-contiguous codes (n, width): ``base`` and the leaves of all trees."""
     out = np.empty(len(matrix), np.float32)
     rows = matrix.view()
     rows.flags.writeable = False  # a writable array is another type to numba, and would be compiled for once more
@@ -330,18 +372,17 @@ def margins(trees: Trees, matrix: NDArray[np.float32], threads: int = 1) -> NDAr
     return out
 
 
-def probe(trees: Trees, width: int, rows: int = 2 * BLOCK) -> NDArray[np.float32]:
-    """Rows (rows, width) to try a model on: each value is a threshold, just below one, or missing."""
+def probe(trees: Trees, width: int, rows: int = 2 * BLOCK) -> Codes:
+    """Rows (rows, width) to try a model on: each value has the rank of a test, the one below, or is missing."""
     random = np.random.default_rng(0)
-    matrix = np.zeros((rows, width), np.float32)
+    matrix = np.zeros((rows, width), np.uint16)
     for place, column in enumerate(trees.columns):
-        limits = trees.threshold[:-1][trees.feature[:-1] == place]
+        limits = trees.rank[:-1][trees.feature[:-1] == place].astype(np.int32)
         if len(limits):
-            values = random.choice(limits, rows)
-            below = random.random(rows) < 0.5
-            values[below] = np.nextafter(values[below], np.float32(-np.inf))
-            matrix[:, column] = values
-    matrix[random.random(matrix.shape) < 0.02] = np.nan
+            chosen = random.choice(limits, rows) - random.integers(0, 2, rows)
+            chosen = np.clip(chosen, MISSING_RANK, LARGEST)
+            matrix[:, column] = np.where(chosen < 0, 0x8000 - chosen, chosen)
+    matrix[random.random(matrix.shape) < 0.02] = MISSING
     return matrix
 
 
@@ -355,7 +396,7 @@ def warm() -> None:
     """Compile the kernels, or load them from numba's cache, before the first row waits for them."""
     nothing = np.zeros(1, np.int32)
     trees = Trees(
-        nothing, np.full(1, np.inf, np.float32), np.zeros(1, np.bool_), nothing, nothing[:0], nothing[:0], nothing,
+        nothing, np.zeros(1, np.int16), np.zeros(1, np.bool_), nothing, nothing[:0], nothing[:0], nothing,
         nothing[:0], np.zeros(0, np.float32), 0.0,
     )  # fmt: skip
-    probabilities(margins(trees, np.zeros((1, 1), np.float32)), 1.0, 0.0)
+    probabilities(margins(trees, np.zeros((1, 1), np.uint16)), 1.0, 0.0)

@@ -129,7 +129,7 @@ def test_scores_are_those_of_the_model_and_the_schema_is_the_contract(volume, st
     store.publish(wide(), promote=True)
     name = publish_features(volume, 1)
     batch, _ = read_segment(volume.features / "ready" / f"{name}.arrow")
-    features = codes.values(batch.column("features"))
+    features = codes.of(batch.column("features"))
     replica(volume).step()
     made, info = read_segment(volume.result_file(name))
     assert made.schema.remove_metadata() == RESULTS

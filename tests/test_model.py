@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xgboost as xgb
 
-from spearhead import trees
+from spearhead import codes, trees
 from spearhead.files import Files
 from spearhead.model import Artifact, Model, ModelError, ModelStore, Part, Window
 from spearhead.volume import Volume
@@ -42,7 +42,12 @@ def artifact(seed: int = 0, made: xgb.Booster | None = None) -> Artifact:
 
 
 def matrix(rows: int = 50) -> np.ndarray:
-    return np.random.default_rng(9).random((rows, len(NAMES)), dtype=np.float32)
+    """Codes, as the queue carries them."""
+    return codes.encode(np.random.default_rng(9).random((rows, len(NAMES)), dtype=np.float32))
+
+
+def values(rows: int = 50) -> np.ndarray:
+    return codes.decode(matrix(rows))
 
 
 def test_a_published_model_scores_as_the_trained_one(store):
@@ -52,7 +57,7 @@ def test_a_published_model_scores_as_the_trained_one(store):
     assert version == store.current() == "v000001"
     scores = model.score(matrix())
     assert scores.dtype == np.float32
-    assert scores.tolist() == trained.booster.inplace_predict(matrix()).tolist()
+    assert scores.tolist() == trained.booster.inplace_predict(values()).tolist()
     assert model.train_end == 20
     assert store.read(version, "metrics.json") == {"average_precision": 0.5, "promoted": True}
     assert sorted(path.name for path in (store.folder / version).iterdir()) == [
@@ -65,7 +70,7 @@ def test_a_calibration_is_kept_and_applied_wherever_the_model_goes(store, volume
     made = artifact(made=booster(max_depth=depth))._replace(slope=0.5, intercept=-2.0)
     version = store.publish(made, promote=True)
     model = store.load(version)
-    margins = made.booster.inplace_predict(matrix(), predict_type="margin")
+    margins = made.booster.inplace_predict(values(), predict_type="margin")
     assert model.score(matrix()) == pytest.approx(1 / (1 + np.exp(2.0 - 0.5 * margins)), rel=1e-5)
     (tmp_path / "other").mkdir()
     other = Volume(tmp_path / "other", Files(fsync=False))
@@ -87,8 +92,8 @@ def test_a_calibration_that_turns_the_ranking_over_is_refused(store):
 def test_score_takes_the_matrix_as_it_is_or_refuses_it(store):
     model = store.load(store.publish(artifact(), promote=True))
     assert model.score(matrix(0)).shape == (0,)
-    for wrong in (matrix().astype(np.float64), matrix()[:, :2], matrix()[0]):
-        with pytest.raises(ValueError, match=r"takes float32 \(n, 3\)"):
+    for wrong in (matrix().astype(np.float64), values(), matrix()[:, :2], matrix()[0]):
+        with pytest.raises(ValueError, match=r"takes uint16 \(n, 3\)"):
             model.score(wrong)
     with pytest.raises(ValueError, match="C-contiguous"):
         model.score(np.asfortranarray(matrix()))
@@ -312,7 +317,7 @@ def test_trees_that_the_kernel_can_not_sum_are_left_to_xgboost(store):
     made = booster(booster="dart")
     model = store.load(store.publish(artifact(made=made), promote=True))
     assert not model.uses_kernel
-    assert model.score(matrix()).tolist() == made.inplace_predict(matrix()).tolist()
+    assert model.score(matrix()).tolist() == made.inplace_predict(values()).tolist()
 
 
 def test_a_kernel_that_differs_from_xgboost_is_not_used(store, monkeypatch):
@@ -322,7 +327,7 @@ def test_a_kernel_that_differs_from_xgboost_is_not_used(store, monkeypatch):
     monkeypatch.setattr(trees, "margins", lambda *arguments: right(*arguments) + np.float32(0.001))
     model = store.load(version)
     assert not model.uses_kernel
-    assert model.score(matrix()).tolist() == artifact().booster.inplace_predict(matrix()).tolist()
+    assert model.score(matrix()).tolist() == artifact().booster.inplace_predict(values()).tolist()
 
 
 @pytest.mark.parametrize("rows", [1, 511, 512, 513, 1025, 5000])

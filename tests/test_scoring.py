@@ -233,13 +233,3 @@ def test_an_unknown_code_is_refused(column, code):
     batch = feature_batch(3, **{column: np.array([0, code, 1], np.uint8)})
     with pytest.raises(ValueError, match=f"unknown {column} code {code}"):
         decide(batch, np.zeros(3, np.float32))
-
-
-def test_feature_matrix_is_what_the_codes_say():
-    batch = feature_batch(10)
-    for part in (batch, batch.slice(3, 4)):
-        matrix = scoring.feature_matrix(part)
-        assert matrix.shape == (part.num_rows, WIDTH)
-        assert matrix.flags.c_contiguous
-        assert matrix.dtype == np.float32
-        assert codes.encode(matrix).tolist() == part.column("features").to_pylist()

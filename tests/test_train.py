@@ -184,7 +184,7 @@ def test_a_booster_that_cries_wolf_is_mended(volume, monkeypatch):
     assert after["brier"] < before["brier"]
     assert (after["slope"], after["intercept"]) == (made.slope, made.intercept)
     store = ModelStore(volume)
-    scores = store.load(store.publish(made, promote=True)).score(test.features)
+    scores = store.load(store.publish(made, promote=True)).score_values(test.features)
     assert scores.mean() == pytest.approx(test.label.mean(), rel=0.25), "what is served is what was mended"
     assert scores.tolist() == fit.predict(made.booster, test.features, made.slope, made.intercept).tolist()
 

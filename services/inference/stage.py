@@ -112,7 +112,7 @@ class Inference(Stage):
 
     def _stage(self, claim: Claim, model: Model) -> Aggregate:
         """Score one segment and write its two outputs to the claim's private place."""
-        scores = model.score(scoring.feature_matrix(claim.batch))
+        scores = model.score(codes.of(claim.batch.column("features")))
         scored, aggregate = scoring.decide(
             claim.batch,
             scores,

@@ -32,7 +32,7 @@ def judge(challenger: Artifact, champion: Model | None, rows: Rows) -> Verdict:
     seen = not (test.label[unseen] > 0).any()
     if not seen:
         test = test.take(unseen)
-    theirs = _average_precision(test, champion.score(np.ascontiguousarray(test.features)))
+    theirs = _average_precision(test, champion.score_values(np.ascontiguousarray(test.features)))
     ours = _average_precision(test, predict(challenger.booster, test.features))
     figures = {
         "version": champion.version,

@@ -12,9 +12,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from services.train.fit import Rows, in_order
+from spearhead import codes
 from spearhead.backlog import Head
 from spearhead.schema import UNKNOWN_LABEL
-from spearhead.scoring import feature_matrix
 from spearhead.segment import SegmentError, SegmentInfo, SegmentName, read_segment
 from spearhead.spool import MERGED, SpoolFile, SpoolReader, held_names
 from spearhead.volume import Volume
@@ -108,7 +108,7 @@ def _open(path: Path, width: int) -> _File:
         raise ValueError(f"{found} features a row instead of {width}")
     rows = Rows(
         *(_numbers(batch, name) for name in ("event_time", "amt_cents", "category", "label", "scenario", "weight")),
-        feature_matrix(batch),
+        codes.values(batch.column("features")),
     )
     name = SegmentName.parse(path.name)
     runs = info.origins or ((name.producer if name else "", info.rows),)
