@@ -7,8 +7,8 @@
 * ``window.json``: event time and rows of the training, validation and test parts (``Window``);
 * ``metrics.json``, ``thresholds.json``, ``params.json``: for people, the API and the promotion of later models.
 
-``models/current`` holds the name of the version in service. A version is built in ``models/.staging-*`` and renamed as
-a folder, so that it is whole or absent.
+``models/current`` says which version is in service (``spearhead/pointer.py``). A version is built in
+``models/.staging-*`` and renamed as a folder, so that it is whole or absent.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import re
 import secrets
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import EllipsisType
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -29,15 +29,15 @@ import numpy as np
 import xgboost as xgb
 from numpy.typing import NDArray
 
-from spearhead import codes, trees
+from spearhead import codes, pointer, trees
 from spearhead.codes import Codes
 from spearhead.features import FEATURES, FEATURES_VERSION
+from spearhead.pointer import VERSION, Pointer
 from spearhead.trees import Trees
 from spearhead.volume import Volume
 
 KEPT: Final = 50  # newest versions that are never pruned
 STALE_STAGING_SECONDS: Final = 3600.0
-_VERSION = re.compile(r"^v\d{6,}$")
 _NEEDED: Final = ("model.ubj", "features.json")
 _OPTIONAL: Final = ("window.json", "metrics.json", "thresholds.json", "params.json")
 _log = logging.getLogger(__name__)
@@ -171,17 +171,23 @@ class ModelStore:
 
     def current(self) -> str | None:
         """Name of the version in service, None if there is none. Raises ModelError if the pointer is damaged."""
+        service = self.service()
+        return service.version if service else None
+
+    def service(self) -> Pointer | None:
+        """The version in service and those before it, None if there is none. Raises ModelError if it is damaged."""
         try:
-            name = (self.folder / "current").read_text(errors="replace").strip()
+            text = (self.folder / "current").read_text(errors="replace")
         except FileNotFoundError:
             return None
-        if not _VERSION.match(name):
-            raise ModelError(f"models/current says {name[:40]!r}, which is no version")
-        return name
+        found = pointer.parse(text)
+        if found is None:
+            raise ModelError(f"models/current says {text.strip()[:40]!r}, which is no version")
+        return found
 
     def versions(self) -> list[str]:
         """Names of all versions, oldest first."""
-        return sorted((n for n in self._files.list(self.folder) if _VERSION.match(n)), key=lambda n: int(n[1:]))
+        return sorted((n for n in self._files.list(self.folder) if VERSION.match(n)), key=lambda n: int(n[1:]))
 
     def load(self, version: str) -> Model:
         """Load and check a version. Raises ModelError if it is absent, damaged or of other features."""
@@ -191,8 +197,11 @@ class ModelStore:
         """One of a version's JSON files, decoded. Raises ModelError if it is absent or damaged."""
         return _read_json(self.folder / version / file, version)
 
-    def publish(self, artifact: Artifact, *, promote: bool) -> str:
-        """Store a trained model as the next version and put it in service if ``promote``. Returns its name."""
+    def publish(self, artifact: Artifact, *, promote: bool, over: str | EllipsisType | None = ...) -> str:
+        """Store a trained model as the next version and put it in service if ``promote``. Returns its name.
+
+        With ``over`` it goes into service only if that version is there still, None being no version.
+        """
         model = bytes(artifact.booster.save_raw("ubj"))
         version = self._store(
             {
@@ -205,13 +214,29 @@ class ModelStore:
             }
         )
         if promote:
-            self.promote(version)
+            self.promote(version, over)
         return version
 
-    def promote(self, version: str) -> None:
-        """Put a version in service. Raises ModelError if it can't be loaded."""
+    def promote(self, version: str, over: str | EllipsisType | None = ...) -> None:
+        """Put a version in service; with ``over`` only in place of that one. Raises ModelError if it is unusable."""
         self.load(version)
-        self._files.replace(self.folder / "current", f"{version}\n".encode())
+        now = self._readable_service()
+        if over is ... or over == (now.version if now else None):
+            after = now.promoted(version) if now else Pointer(version)
+            self._files.replace(self.folder / "current", after.encode())
+
+    def rollback(self) -> Pointer:
+        """Put the version before back into service and withdraw the present one.
+
+        Raises ModelError if there is none to go back to, or it is unusable; the present one then stays.
+        """
+        now = self.service()
+        after = now.rolled_back() if now else None
+        if after is None:
+            raise ModelError("no model was in service before the present one" if now else "no model is in service")
+        self.load(after.version)
+        self._files.replace(self.folder / "current", after.encode())
+        return after
 
     def import_folder(self, folder: Path) -> str:
         """Copy in weights trained elsewhere (``model.ubj`` and ``features.json`` at least); returns their version.
@@ -242,7 +267,7 @@ class ModelStore:
             if self._usable(self.folder / version):
                 self._files.put_if_absent(self.folder / "current", f"{version}\n".encode())
                 return self.current()
-        others = [self.folder / n for n in self._files.list(self.folder) if not _VERSION.match(n)]
+        others = [self.folder / n for n in self._files.list(self.folder) if not VERSION.match(n)]
         for folder in [*(path for path in others if path.is_dir()), self.folder]:
             if (folder / "model.ubj").exists() and self._usable(folder):
                 self.import_folder(folder)
@@ -250,16 +275,22 @@ class ModelStore:
         return None
 
     def last_good(self) -> Model | None:
-        """The newest model that can be loaded and was once promoted: what stands in while the one in service can't."""
-        for version in reversed(self.versions()):
-            if self._won(version) and self._usable(self.folder / version):
+        """What stands in while the one in service can't: of those that can be loaded the last that was in service.
+
+        Where nobody knows which were, the newest that won its promotion. Never one that was withdrawn.
+        """
+        service = self._readable_service() or Pointer("")
+        won = [version for version in reversed(self.versions()) if self._won(version)]
+        for version in [*service.before, *(name for name in won if name not in service.withdrawn)]:
+            if self._usable(self.folder / version):
                 return self.load(version)
         return None
 
     def prune(self) -> list[str]:
-        """Remove all but the newest 50 versions and the one in service; returns the names removed."""
-        current = self.current()
-        old = [version for version in self.versions()[:-KEPT] if version != current]
+        """Remove all but the newest 50 versions, the one in service and those before it; returns the names removed."""
+        service = self.service()
+        held = {service.version, *service.before} if service else set()
+        old = [version for version in self.versions()[:-KEPT] if version not in held]
         for version in old:
             hidden = self.folder / f".old-{version}-{secrets.token_hex(6)}"
             try:
@@ -312,6 +343,12 @@ class ModelStore:
                 number += 1
                 continue
             return version
+
+    def _readable_service(self) -> Pointer | None:
+        try:
+            return self.service()
+        except ModelError:  # a pointer that can't be read says nothing of what was before
+            return None
 
     def _find(self, features: bytes) -> str | None:
         """The newest version with these contents of ``features.json``, weights and calibration among them."""
@@ -442,9 +479,9 @@ def _check_scores(model: Model) -> None:
 
 
 def _resolve(folder: Path) -> Path:
-    pointer = folder / "current"
-    if not (folder / "model.ubj").exists() and pointer.exists():
-        folder = folder / pointer.read_text(errors="replace").strip()
+    if not (folder / "model.ubj").exists():
+        version = pointer.in_service(folder)
+        folder = folder / version if version else folder
     for name in _NEEDED:
         if not (folder / name).is_file():
             raise ModelError(f"{folder} is no model folder: {name} is missing")

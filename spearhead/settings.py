@@ -70,6 +70,16 @@ class Settings(BaseSettings):
     train_new_rows: int = Field(1_000_000, ge=1, description="Retrain early once this many new rows have matured")
     train_max_rows: int = Field(400_000, ge=100, description="Most rows kept in the training sample")
     train_window_days: float = Field(14.0, gt=0, description="Event time that the training sample should span")
+    promote_margin: float = Field(
+        0.005, ge=0, le=1, description="Average precision by which a new model must beat the one in service"
+    )
+    promote_ece_tolerance: float = Field(
+        0.1, ge=0, description="How much worse its calibration error may be, as a share of the fraud rate"
+    )
+    cost_per_alert: float = Field(5.0, ge=0, description="$ that looking into one flagged transaction costs")
+    cost_per_missed_fraud: float = Field(
+        1.0, ge=0, description="$ that a fraud which was not flagged costs, for each $ of its amount"
+    )
     train_threads: int = Field(1, ge=1, description="Threads of a training run")
     inference_threads: int = Field(1, ge=1, description="Threads of one inference replica")
     device: Literal["cpu", "cuda"] = Field("cpu", description="Where XGBoost trains and predicts")

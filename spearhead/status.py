@@ -13,6 +13,7 @@ from spearhead.backlog import Backlog, Backlogs
 from spearhead.balance import Balance, BalanceReader
 from spearhead.heartbeat import Heartbeat, Roster
 from spearhead.ledger import LedgerFile, LedgerReader
+from spearhead.pointer import in_service
 from spearhead.volume import Volume
 
 RATE_SECONDS: Final = 5.0  # rates are means over this long
@@ -78,7 +79,7 @@ class Watch:
             epoch=self._volume.epoch(),
             workers=workers,
             backlogs=self._backlog.rows(),
-            model=_model(workers) or _current(self._volume),
+            model=_model(workers) or in_service(self._volume.models),
         )
         if ledger is not None:
             status.transactions_analyzed = ledger.transactions_analyzed
@@ -128,14 +129,6 @@ def _model(workers: list[Heartbeat]) -> str | None:
     """The version that the inference workers score with."""
     versions = {beat.figures.get("model_version") for beat in workers if beat.stage == "inference"} - {None}
     return "/".join(sorted(map(str, versions))) or None
-
-
-def _current(volume: Volume) -> str | None:
-    """The version that the next worker will score with: on a volume at rest nobody else can say."""
-    try:
-        return (volume.models / "current").read_text().strip() or None
-    except FileNotFoundError:
-        return None
 
 
 def _cannot_train(status: Status) -> str | None:

@@ -7,10 +7,13 @@ import msgspec
 import numpy as np
 import pytest
 import xgboost as xgb
+from hypothesis import given
+from hypothesis import strategies as st
 
 from spearhead import codes, trees
 from spearhead.files import Files
 from spearhead.model import Artifact, Model, ModelError, ModelStore, Part, Window
+from spearhead.pointer import Pointer, parse
 from spearhead.volume import Volume
 
 NAMES = ("amt", "hour", "gap")
@@ -132,6 +135,74 @@ def test_no_model_and_a_damaged_pointer(store):
     (store.folder / "current").write_bytes(b"\xff\xfe../../etc")
     with pytest.raises(ModelError, match="which is no version"):
         store.current()
+
+
+def test_rollback_goes_back_one_by_one_and_promotion_ends_a_withdrawal(store):
+    versions = [store.publish(artifact(seed), promote=True) for seed in range(3)]
+    assert versions == ["v000001", "v000002", "v000003"]
+    assert store.rollback().version == store.current() == "v000002"
+    assert store.service().withdrawn == ("v000003",)
+    assert store.rollback().version == "v000001"
+    with pytest.raises(ModelError, match="no model was in service before the present one"):
+        store.rollback()
+    assert store.current() == "v000001"
+    store.promote("v000003")
+    assert store.service() == Pointer("v000003", before=("v000001",), withdrawn=("v000002",))
+    assert store.rollback().version == "v000001"
+    with pytest.raises(ModelError, match="no model is in service"):
+        ModelStore(Volume(store.folder, Files(fsync=False)), features=NAMES, features_version=7).rollback()
+
+
+def test_a_version_that_was_rolled_back_does_not_stand_in_for_a_broken_one(store):
+    for seed in range(3):
+        store.publish(artifact(seed), promote=True)
+    store.rollback()
+    damage_model(store.folder / "v000002")
+    assert store.last_good().version == "v000001"
+    with pytest.raises(ModelError, match="is damaged"):
+        store.promote("v000002")
+    store.promote("v000001")
+    damage_model(store.folder / "v000001")
+    assert store.last_good() is None, "the only one left is the one that was withdrawn"
+
+
+def test_rollback_to_a_broken_version_is_refused_and_the_present_one_stays(store):
+    for seed in range(2):
+        store.publish(artifact(seed), promote=True)
+    damage_model(store.folder / "v000001")
+    with pytest.raises(ModelError, match=r"v000001: model\.ubj is damaged"):
+        store.rollback()
+    assert store.current() == "v000002"
+
+
+def test_a_promotion_over_another_version_than_the_one_in_service_is_none(store):
+    first, second = (store.publish(artifact(seed), promote=seed == 0) for seed in range(2))
+    store.promote(second, over=None)
+    store.promote(second, over="v000009")
+    assert store.current() == first
+    store.promote(second, over=first)
+    assert store.current() == second
+
+
+versions = st.integers(1, 30).map("v{:06d}".format)
+
+
+@given(st.lists(st.one_of(versions, st.none()), max_size=40))
+def test_the_pointer_is_bounded_and_read_back_as_it_was_written(orders):
+    """None is a rollback, a name a promotion."""
+    now, served = Pointer("v000001"), ["v000001"]
+    for order in orders:
+        after = now.promoted(order) if order else now.rolled_back()
+        if after is None:
+            assert now.before == ()
+            continue
+        assert parse(after.encode().decode()) == after
+        assert max(len(after.before), len(after.withdrawn)) <= 10
+        assert len({after.version, *after.before, *after.withdrawn}) == 1 + len(after.before) + len(after.withdrawn)
+        if order is None:
+            assert after.version in served, "only what was in service comes back"
+        served.append(after.version)
+        now = after
 
 
 def damage_model(folder):

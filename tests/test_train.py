@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from services.train import calibration, evaluation, fit
 from services.train.fit import CancelledError, CannotTrainError, Options, Rows
 from services.train.job import Job
-from services.train.promotion import judge
+from services.train.promotion import Rules, confidence, judge
 from services.train.sample import Sample
 from services.train.stage import Train
 from spearhead import codes
@@ -23,7 +23,7 @@ from spearhead.control import Control
 from spearhead.features import FEATURES, STATELESS, WIDTH
 from spearhead.files import Files
 from spearhead.model import Model, ModelStore
-from spearhead.schema import training_schema
+from spearhead.schema import CATEGORIES, training_schema
 from spearhead.segment import SegmentInfo, SegmentName, write_segment
 from spearhead.settings import Settings
 from spearhead.spool import Spool
@@ -136,7 +136,27 @@ def test_calibration_figures_equal_their_definitions(table):
             error += abs((score[inside] - label[inside]).sum())
         else:
             assert (b["rows"], b["mean_score"], b["fraud_rate"]) == (0, None, None)
-    assert got["ece"] == pytest.approx(error / len(score), abs=1e-7)
+    assert got["ece"] == pytest.approx(error / len(score), abs=1e-6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(scored(), st.floats(0, 20), st.floats(0, 5), st.integers(0, 9))
+def test_the_cheapest_threshold_is_the_one_that_trying_them_all_finds(table, per_alert, per_missed, seed):
+    cents = np.random.default_rng(seed).integers(1, 50_000, len(table[0]))
+    costs = evaluation.Costs(per_alert, per_missed)
+    rows = evaluation.threshold_table(0.52, *table, cents, costs)
+
+    def cost(threshold):
+        each = [
+            weight * (per_alert if float(score) >= threshold else per_missed * amount / 100 if label else 0.0)
+            for label, score, weight, amount in zip(*table, cents, strict=True)
+        ]
+        return 1e6 * sum(each) / table[2].sum()
+
+    found = evaluation.cheapest(rows)
+    assert cost(found) == pytest.approx(min(cost(row["threshold"]) for row in rows), rel=1e-6)
+    assert [row["cost"] for row in rows] == pytest.approx([cost(row["threshold"]) for row in rows], rel=1e-6)
+    assert evaluation.cheapest(evaluation.threshold_table(0.52, *table, cents)) is None, "costs nobody named"
 
 
 # Calibration
@@ -195,6 +215,8 @@ def test_a_booster_that_cries_wolf_is_mended(volume, monkeypatch):
 def test_the_model_finds_fraud_and_history_is_worth_something():
     made = fit.fit(labelled_rows(), OPTIONS)
     metrics = made.metrics
+    assert metrics["by_category"].keys() == set(CATEGORIES)
+    assert sum(found["frauds"] for found in metrics["by_category"].values()) == metrics["test_frauds"]
     assert metrics["average_precision"] > 0.6
     assert metrics["auc"] > 0.9
     assert metrics["average_precision"] > 2 * metrics["stateless"]["average_precision"]
@@ -296,21 +318,82 @@ def test_a_job_raises_what_its_work_raised():
 
 
 def as_model(made) -> Model:
-    return Model("v000001", made.booster, len(NAMES), made.window)
+    return Model("v000001", made.booster, len(NAMES), made.window, slope=made.slope, intercept=made.intercept)
+
+
+RULES = Rules(margin=0.005, ece_tolerance=0.1)
 
 
 def test_a_better_challenger_is_promoted_and_a_worse_one_is_not():
     early, late = labelled_rows(4_000, seed=1), labelled_rows(4_000, seed=2, start=20 * DAY_US)
     noise = early._replace(label=np.random.default_rng(0).permutation(early.label))
     good, bad = fit.fit(late, OPTIONS), fit.fit(noise, OPTIONS)
-    assert judge(good, None, late).promote
-    verdict = judge(good, as_model(bad), late)
+    assert judge(good, None, late, RULES).promote
+    verdict = judge(good, as_model(bad), late, RULES)
     assert verdict.promote
+    assert verdict.figures["promoted"] is True
+    assert verdict.figures["confidence"] == 1.0
     assert verdict.figures["challenger_average_precision"] == pytest.approx(good.metrics["average_precision"])
     shuffled = late._replace(label=np.random.default_rng(0).permutation(late.label))
     worse = fit.fit(shuffled, OPTIONS)
-    assert not judge(worse, as_model(fit.fit(early, OPTIONS)), late).promote
-    assert not judge(good, as_model(good), late).promote, "as good is not better"
+    assert not judge(worse, as_model(fit.fit(early, OPTIONS)), late, RULES).promote
+    assert not judge(good, as_model(good), late, Rules(0.0, 0.1)).promote, "as good is not better"
+
+
+def champion_and_better():
+    """A champion on half of what can be known, a challenger on all of it, and later rows to judge them by."""
+    early, late = labelled_rows(6_000, base=0.1, seed=1), labelled_rows(6_000, base=0.1, seed=2, start=20 * DAY_US)
+    blind = early.features.copy()
+    blind[:, 3] = 0.0
+    return fit.fit(early._replace(features=blind), OPTIONS), fit.fit(late, OPTIONS), late
+
+
+def test_a_challenger_that_is_better_only_within_the_margin_stays_a_shadow():
+    champion, better, late = champion_and_better()
+    figures = judge(better, as_model(champion), late, RULES).figures
+    ahead = figures["challenger_average_precision"] - figures["champion_average_precision"]
+    assert ahead > 0.02
+    assert judge(better, as_model(champion), late, Rules(ahead - 0.001, 0.1)).promote
+    refused = judge(better, as_model(champion), late, Rules(ahead + 0.001, 0.1))
+    assert not refused.promote
+    assert refused.figures["promoted"] is False
+    assert "above the champion's" in refused.figures["reason"]
+
+
+def test_a_challenger_that_ranks_better_but_is_worse_calibrated_stays_a_shadow():
+    champion, better, late = champion_and_better()
+    bent = better._replace(intercept=better.intercept + 1.5)
+    refused = judge(bent, as_model(champion), late, RULES)
+    assert refused.figures["challenger_average_precision"] > refused.figures["champion_average_precision"] + 0.02
+    assert refused.figures["challenger_ece"] > 2 * refused.figures["champion_ece"]
+    assert not refused.promote
+    assert refused.figures["reason"].startswith("calibration error")
+    assert judge(bent, as_model(champion), late, Rules(0.005, 100.0)).promote
+
+
+def test_a_lead_that_hangs_on_few_rows_is_not_believed():
+    rng = np.random.default_rng(3)
+    label = (rng.random(4_000) < 0.01).astype(np.int8)
+    theirs = (rng.random(4_000) + 0.5 * label).astype(np.float32)
+    ours = theirs.copy()
+    one = np.flatnonzero(label)[np.argsort(theirs[label > 0])[5]]
+    ours[one] = 2.0
+    weight = np.ones(4_000, np.float32)
+    lead, tie = confidence(label, ours, theirs, weight), confidence(label, theirs, theirs, weight)
+    assert 0 < lead < 0.9, "one fraud of forty: where it is not drawn there is no lead"
+    assert tie == 0
+    assert confidence(label, label.astype(np.float32), theirs, weight) == 1
+
+
+def test_too_few_frauds_to_judge_by_and_the_champion_stays():
+    champion, better, late = champion_and_better()
+    test = fit.split(late).test
+    label = late.label.copy()
+    frauds = np.flatnonzero(label[test]) + test.start
+    label[frauds[19:]] = 0
+    refused = judge(better, as_model(champion), late._replace(label=label), RULES)
+    assert not refused.promote
+    assert refused.figures["reason"] == "19 frauds to judge by, 20 are needed"
 
 
 def test_rows_that_shaped_the_champion_do_not_judge():
@@ -319,11 +402,11 @@ def test_rows_that_shaped_the_champion_do_not_judge():
     test = rows.take(fit.split(rows).test)
     middle = int(test.event_time[len(test.label) // 2])
     later = Model("v000001", made.booster, len(NAMES), msgspec.structs.replace(made.window, fit_end=middle))
-    figures = judge(made, later, rows).figures
+    figures = judge(made, later, rows, RULES).figures
     assert figures["rows"] == (test.event_time > middle).sum()
     assert figures["seen_by_champion"] is False
     elsewhere = Model("v000001", made.booster, len(NAMES), None)
-    figures = judge(made, elsewhere, rows).figures
+    figures = judge(made, elsewhere, rows, RULES).figures
     assert (figures["rows"], figures["seen_by_champion"]) == (len(test.label), True)
 
 
@@ -519,8 +602,30 @@ def test_a_challenger_that_is_not_better_is_kept_but_does_not_serve(volume):
     assert store.current() == "v000001"
     metrics = store.read("v000002", "metrics.json")
     assert metrics["promoted"] is False
-    assert metrics["champion"]["average_precision"] > 2 * metrics["champion"]["challenger_average_precision"]
-    assert metrics["champion"]["version"] == "v000001"
+    verdict = metrics["verdict"]
+    assert verdict["promoted"] is False
+    assert verdict["champion_average_precision"] > 2 * verdict["challenger_average_precision"]
+    assert verdict["version"] == "v000001"
+
+
+def test_a_challenger_trained_against_another_champion_does_not_go_over_an_operators_choice(volume):
+    stage, store = trainer(volume), ModelStore(volume)
+    publish_raw(volume, 1, watermark=90 * DAY_US)
+    rows = labelled_rows(4_000, width=WIDTH)
+    spool(volume, rows._replace(label=np.random.default_rng(0).permutation(rows.label)), 1)
+    assert train_once(stage) == 4_000
+    chosen = store.publish(fit.fit(rows, Options(names=FEATURES, stateless=STATELESS, threshold=0.5)), promote=False)
+    spool(volume, labelled_rows(8_000, seed=3, start=20 * DAY_US, width=WIDTH), 2)
+    for path in (volume.training / "ready").glob("*000000000001.arrow"):
+        path.unlink()
+    look(stage)
+    stage._job.join()
+    store.promote(chosen)
+    assert look(stage) == 8_000
+    assert store.current() == chosen
+    verdict = store.read("v000003", "metrics.json")["verdict"]
+    assert (verdict["promoted"], verdict["version"]) == (False, "v000001")
+    assert verdict["reason"] == "another model was put in service during the training"
 
 
 def test_retraining_waits_for_new_rows_and_gives_way_to_inference(volume):

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from services.api.snapshot import Models, Version
+from spearhead.pointer import VERSION, in_service
 from spearhead.volume import Volume
 
 SHOWN_VERSIONS: Final = 40
-_VERSION = re.compile(r"^v\d{6,}$")
 
 
 class ModelReader:
@@ -25,9 +24,9 @@ class ModelReader:
 
     def read(self) -> Models:
         """The model in service and the newest versions. Raises OSError. A damaged file is told in ``problem``."""
-        names = [name for name in self._volume.files.list(self._volume.models) if _VERSION.match(name)]
+        names = [name for name in self._volume.files.list(self._volume.models) if VERSION.match(name)]
         names = sorted(names, key=lambda name: int(name[1:]))[-SHOWN_VERSIONS:]
-        current = self._current()
+        current = in_service(self._volume.models)
         problem = None
         for name in names:
             if name not in self._versions:
@@ -42,13 +41,6 @@ class ModelReader:
             self._shown = self._details(current)
         self._versions = {version.name: version for version in versions}
         return self._shown._replace(versions=versions, problem=problem or self._shown.problem)
-
-    def _current(self) -> str | None:
-        try:
-            name = (self._volume.models / "current").read_text(errors="replace").strip()
-        except FileNotFoundError:
-            return None
-        return name if _VERSION.match(name) else None
 
     def _version(self, name: str) -> Version:
         folder = self._volume.models / name

@@ -13,9 +13,17 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 CURVE_POINTS: Final = 200
-THRESHOLDS: Final = tuple(round(0.01 * i, 2) for i in range(1, 100))
+# A missed fraud costs many alerts, so the cheapest threshold may be far below 0.01.
+THRESHOLDS: Final = (*(round(0.001 * i, 3) for i in range(1, 10)), *(round(0.01 * i, 2) for i in range(1, 100)))
 # Fraud is rare: nearly all scores lie below 0.01, so bins of one width would say nothing of them.
 RELIABILITY_EDGES: Final = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, *(round(0.1 * i, 1) for i in range(1, 11)))
+
+
+class Costs(NamedTuple):
+    """What a decision costs."""
+
+    per_alert: float  # $, whether or not it was fraud
+    per_missed_fraud: float  # $ per $ of the fraud's amount
 
 
 class Ranking(NamedTuple):
@@ -101,14 +109,24 @@ def calibration(label: NDArray[Any], score: NDArray[Any], weight: NDArray[Any]) 
 
 
 def at_threshold(
-    threshold: float, label: NDArray[Any], score: NDArray[Any], weight: NDArray[Any], cents: NDArray[Any]
+    threshold: float,
+    label: NDArray[Any],
+    score: NDArray[Any],
+    weight: NDArray[Any],
+    cents: NDArray[Any],
+    costs: Costs | None = None,
 ) -> dict[str, float | None]:
-    """Figures of flagging every row whose score, as a double, is at least ``threshold``."""
+    """Figures of flagging every row whose score, as a double, is at least ``threshold``.
+
+    ``cost`` is $ per million transactions: every alert, and every fraud that was not flagged. None without ``costs``.
+    """
     flagged, fraud = np.asarray(score, np.float64) >= threshold, np.asarray(label) > 0
     weight = np.asarray(weight, np.float64)
     dollars = weight * cents / 100
     tp, fp = float(weight[flagged & fraud].sum()), float(weight[flagged & ~fraud].sum())
     fn, tn = float(weight[~flagged & fraud].sum()), float(weight[~flagged & ~fraud].sum())
+    missed = float(dollars[~flagged & fraud].sum())
+    cost = (tp + fp) * costs.per_alert + missed * costs.per_missed_fraud if costs else None
     return {
         "threshold": threshold,
         "precision": _ratio(tp, tp + fp),
@@ -120,17 +138,29 @@ def at_threshold(
         "tn": tn,
         "fn": fn,
         "fraud_dollars_caught": float(dollars[flagged & fraud].sum()),
-        "fraud_dollars_missed": float(dollars[~flagged & fraud].sum()),
+        "fraud_dollars_missed": missed,
+        "cost": None if cost is None else _ratio(1e6 * cost, tp + fp + tn + fn),
     }
 
 
 def threshold_table(
-    operating: float, label: NDArray[Any], score: NDArray[Any], weight: NDArray[Any], cents: NDArray[Any]
+    operating: float,
+    label: NDArray[Any],
+    score: NDArray[Any],
+    weight: NDArray[Any],
+    cents: NDArray[Any],
+    costs: Costs | None = None,
 ) -> list[dict[str, float | None]]:
-    """``at_threshold`` for every hundredth and the operating point; empty without rows."""
+    """``at_threshold`` for every hundredth, thousandths below, and the operating point; empty without rows."""
     if len(score) == 0:
         return []
-    return [at_threshold(t, label, score, weight, cents) for t in sorted({*THRESHOLDS, operating})]
+    return [at_threshold(t, label, score, weight, cents, costs) for t in sorted({*THRESHOLDS, operating})]
+
+
+def cheapest(table: Sequence[Mapping[str, float | None]]) -> float | None:
+    """The threshold of least cost; of equal ones the highest: fewest alerts. None where no cost is known."""
+    known = [(cost, -(row["threshold"] or 0.0)) for row in table if (cost := row["cost"]) is not None]
+    return -min(known)[1] if known else None
 
 
 def by_scenario(
@@ -142,6 +172,32 @@ def by_scenario(
     for code, name in enumerate(names[1:], start=1):  # 0 is "none": frauds of a file that names no scenario
         rows = genuine | ((scenario == code) & ~genuine)
         found[name] = average_precision(rank(label[rows], score[rows], weight[rows]))
+    return found
+
+
+def by_category(
+    names: Sequence[str],
+    category: NDArray[Any],
+    threshold: float,
+    label: NDArray[Any],
+    score: NDArray[Any],
+    weight: NDArray[Any],
+) -> dict[str, dict[str, float | None]]:
+    """Figures of each category's rows among themselves; ``rows`` and ``frauds`` are rows of the sample."""
+    found: dict[str, dict[str, float | None]] = {}
+    for code, name in enumerate(names):
+        rows = np.asarray(category) == code
+        if not rows.any():
+            continue
+        part = (label[rows], score[rows], weight[rows])
+        flagged = at_threshold(threshold, *part, np.zeros(int(rows.sum())))
+        found[name] = {
+            "rows": int(rows.sum()),
+            "frauds": int((part[0] > 0).sum()),
+            "average_precision": average_precision(rank(*part)),
+            "precision": flagged["precision"],
+            "recall": flagged["recall"],
+        }
     return found
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from services.train import calibration, evaluation
 from spearhead import trees
 from spearhead.model import Artifact, Part, Window
-from spearhead.schema import SCENARIOS
+from spearhead.schema import CATEGORIES, SCENARIOS
 
 TRAIN_SHARE: Final = 0.6
 VALID_SHARE: Final = 0.2  # the rest, latest in event time, is the test part
@@ -72,6 +72,7 @@ class Options:
     seed: int = 1
     threads: int = 1
     device: str = "cpu"
+    costs: evaluation.Costs | None = None  # None: what a threshold costs is not known
     cancelled: Callable[[], bool] = lambda: False
 
 
@@ -110,9 +111,11 @@ def fit(rows: Rows, options: Options) -> Artifact:
     test = rows.take(parts.test)
     line = _calibrate(booster, rows.take(parts.valid), test)
     scores = predict(booster, test.features, *line)
-    thresholds = evaluation.threshold_table(options.threshold, test.label, scores, test.weight, test.cents)
+    judged = (test.label, scores, test.weight)
+    thresholds = evaluation.threshold_table(options.threshold, *judged, test.cents, options.costs)
     figures = _figures(test, scores, options) | {
-        "calibration": line._asdict() | evaluation.calibration(test.label, scores, test.weight),
+        "calibration": line._asdict() | evaluation.calibration(*judged),
+        "cost_optimal_threshold": evaluation.cheapest(thresholds),
         "stateless": _stateless(rows, parts, options),
         "rows": len(rows.label),
         "source_rows": float(rows.weight.sum(dtype=np.float64)),
@@ -245,11 +248,13 @@ class _Stop(xgb.callback.TrainingCallback):
 
 def _figures(test: Rows, scores: NDArray[np.float32], options: Options) -> dict[str, Any]:
     """What the test part says."""
-    ranking = evaluation.rank(test.label, scores, test.weight)
-    return evaluation.summary(test.label, scores, test.weight) | {
+    judged = (test.label, scores, test.weight)
+    ranking = evaluation.rank(*judged)
+    return evaluation.summary(*judged) | {
         "by_scenario": evaluation.by_scenario(SCENARIOS, test.scenario, test.label, scores, test.weight),
+        "by_category": evaluation.by_category(CATEGORIES, test.category, options.threshold, *judged),
         "pr_curve": evaluation.pr_curve(ranking),
-        "at_threshold": evaluation.at_threshold(options.threshold, test.label, scores, test.weight, test.cents)
+        "at_threshold": evaluation.at_threshold(options.threshold, *judged, test.cents, options.costs)
         if len(scores)
         else None,
         "test_rows": len(scores),

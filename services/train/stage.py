@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import ClassVar, Final, NamedTuple
 
+from services.train.evaluation import Costs
 from services.train.fit import CancelledError, CannotTrainError, Options, Rows, fit
 from services.train.job import Job
-from services.train.promotion import Verdict, judge
+from services.train.promotion import Rules, Verdict, judge
 from services.train.sample import Sample
 from spearhead.backlog import Backlog, Head, RawHeads
 from spearhead.features import FEATURES, STATELESS, WIDTH
@@ -33,6 +34,7 @@ class Trained(NamedTuple):
     artifact: Artifact
     verdict: Verdict
     rows: int
+    champion: str | None  # the version in service when it began
 
 
 class Train(Stage):
@@ -176,13 +178,15 @@ class Train(Stage):
         modest = self.control.priority == "inference" and not first
         settings = self.settings
         threads = 1 if modest else settings.train_threads
+        rules = Rules(settings.promote_margin, settings.promote_ece_tolerance)
+        costs = Costs(settings.cost_per_alert, settings.cost_per_missed_fraud)
 
         def work(cancelled: Cancelled) -> Trained:
             options = Options(
                 names=FEATURES, stateless=STATELESS, threshold=settings.fraud_threshold, seed=settings.seed,
-                threads=threads, device=settings.device, cancelled=cancelled,
+                threads=threads, device=settings.device, costs=costs, cancelled=cancelled,
             )  # fmt: skip
-            return train(rows, options, champion)
+            return Trained(*train(rows, options, champion, rules), len(rows.label), in_service)
 
         self._trained_at, self._trained_matured = time.monotonic(), matured
         self._job_epoch = self.epoch
@@ -226,26 +230,29 @@ class Train(Stage):
         return trained.rows
 
     def _publish(self, trained: Trained) -> None:
-        version = self._store.publish(trained.artifact, promote=trained.verdict.promote)
+        verdict = trained.verdict
+        if verdict.promote and self._in_service() != trained.champion:  # an operator's choice made meanwhile
+            verdict = verdict.refused("another model was put in service during the training")
+        metrics = {**trained.artifact.metrics, "verdict": verdict.figures}
+        artifact = trained.artifact._replace(metrics=metrics)
+        version = self._store.publish(artifact, promote=verdict.promote, over=trained.champion)
         self._failures = 0
         self._store.prune()
-        metrics = trained.artifact.metrics
         self.figures.update(
             cannot_train=None,
             model_error=None,
             trained_version=version,
-            promoted=int(trained.verdict.promote),
+            promoted=int(verdict.promote),
             average_precision=metrics["average_precision"],
             auc=metrics["auc"],
             train_seconds=metrics["train_seconds"],
             trainings=int(self.figures.get("trainings") or 0) + 1,
         )
-        _log.info("model %s: average precision %.6s", version, metrics["average_precision"])  # a figure cut, or None
+        outcome = "in service" if verdict.promote else "kept as a shadow"
+        _log.info("model %s %s: %s", version, outcome, verdict.figures["reason"])
 
 
-def train(rows: Rows, options: Options, champion: Model | None) -> Trained:
+def train(rows: Rows, options: Options, champion: Model | None, rules: Rules) -> tuple[Artifact, Verdict]:
     """Fit, evaluate and judge against the champion."""
     artifact = fit(rows, options)
-    verdict = judge(artifact, champion, rows)
-    artifact = artifact._replace(metrics={**artifact.metrics, "champion": verdict.figures})
-    return Trained(artifact, verdict, len(rows.label))
+    return artifact, judge(artifact, champion, rows, rules)
