@@ -31,8 +31,8 @@ lint: install ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: install ## Measure throughput and latency; JSON on standard output
-	@$(BIN)/python -m bench.pipeline
+bench: install ## Measure throughput and latency beside the in-memory floor; one JSON object on standard output
+	@$(BIN)/python -m spearhead bench --json
 
 images: ## Build the five images and print their sizes (needs Docker)
 	docker compose build --quiet

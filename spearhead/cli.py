@@ -132,6 +132,16 @@ def reset(volume: VolumeOption = None) -> None:
     typer.echo(f"epoch {epoch} began on {opened.root}")
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
+def bench(context: typer.Context, as_json: JsonOption = False) -> None:
+    """Measure throughput and latency on this machine, beside the in-memory floor (from a checkout of the code)."""
+    if importlib.util.find_spec("bench") is None:
+        raise _refuse("bench/ lies beside the code and is not installed: run this in a checkout")
+    pipeline = importlib.import_module("bench.pipeline")
+    figures = pipeline.measure(pipeline.arguments(context.args))
+    typer.echo(msgspec.json.encode(figures).decode() if as_json else pipeline.text(figures))
+
+
 @app.command()
 def warm() -> None:
     """Compile the numeric kernels, so that no stage has to at its start."""

@@ -17,6 +17,7 @@ class Files:
 
     def __init__(self, fsync: bool = True) -> None:
         self.fsync = fsync
+        self.fsyncs = 0  # flushes so far
 
     def step(self, call: str, path: Path) -> None:
         """Called before each changing system call: ``call`` is its name, ``path`` what it is about."""
@@ -30,6 +31,7 @@ class Files:
             if self.fsync:
                 self.step("fsync", path)
                 os.fsync(file.fileno())
+                self.fsyncs += 1
 
     def replace(self, path: Path, data: bytes) -> None:
         """Put ``data`` at ``path`` so that a reader sees the old content or the new, never a part."""
@@ -136,6 +138,7 @@ class Files:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
+            self.fsyncs += 1
         finally:
             os.close(descriptor)
 

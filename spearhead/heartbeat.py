@@ -33,6 +33,7 @@ class Heartbeat(msgspec.Struct, kw_only=True):
     rss_bytes: int = 0
     read_bytes_per_s: float | None = None
     write_bytes_per_s: float | None = None
+    fsyncs_per_s: float = 0.0
     dead: int = 0  # segments this process set aside
     started_at: str = ""
     updated_at: str = ""

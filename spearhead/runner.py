@@ -218,7 +218,7 @@ class Pulse:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat_for_ever, name="pulse", daemon=True)
         self._started_at = iso_now()
-        self._before = (time.monotonic(), 0, usage())
+        self._before = (time.monotonic(), 0, usage(), 0)
 
     def start(self) -> None:
         self.beat()
@@ -252,9 +252,9 @@ class Pulse:
 
     def _heartbeat(self) -> Heartbeat:
         runner, stage = self._runner, self._runner.stage
-        now, used, rows = time.monotonic(), usage(), runner.rows
-        then, rows_then, used_then = self._before
-        self._before = (now, rows, used)
+        now, used, rows, fsyncs = time.monotonic(), usage(), runner.rows, stage.files.fsyncs
+        then, rows_then, used_then, fsyncs_then = self._before
+        self._before = (now, rows, used, fsyncs)
         seconds = max(now - then, 1e-3)
 
         def rate(after: int | None, before: int | None) -> float | None:
@@ -272,6 +272,7 @@ class Pulse:
             rss_bytes=used.rss_bytes,
             read_bytes_per_s=rate(used.read_bytes, used_then.read_bytes),
             write_bytes_per_s=rate(used.write_bytes, used_then.write_bytes),
+            fsyncs_per_s=(fsyncs - fsyncs_then) / seconds,
             dead=stage.dead,
             started_at=self._started_at,
             updated_at=iso_now(),
