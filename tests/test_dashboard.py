@@ -257,7 +257,7 @@ def test_empty_before_the_first_model(browser: Any, server: Server, volume: Volu
     with Page(browser, server) as view:
         page = view.open("model")
         page.wait_for_selector("#notice.empty")
-        assert "No model yet: 12,400 of 20,000 matured rows" in page.locator("#notice").inner_text()
+        assert page.locator("#notice").inner_text() == "No model yet\n12,400 of 20,000 matured rows."
         page.wait_for_selector(".progress:visible")
         view.shot("state-empty")
         assert view.errors == []

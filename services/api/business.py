@@ -211,7 +211,7 @@ def pattern_alert(ledger: LedgerFile, found: kpi.Concentration) -> str | None:
     for groups in (ledger.categories, ledger.states):
         risks = kpi.by_flagged_amount(groups)
         if risks and found.total_amount:
-            leaders.append(f"{risks[0].name} ({risks[0].amount / found.total_amount:.0%})")
+            leaders.append(f"{risks[0].name.replace('_', ' ')} ({risks[0].amount / found.total_amount:.0%})")
     return f"{line}; most by category and state: {', '.join(leaders)}" if leaders else line
 
 

@@ -71,8 +71,9 @@ function judge() {
   if (!status) return { kind: "loading", head: "Connecting", lines: [] };
   if (status.state !== "ok") {
     const kind = { unavailable: "error", degraded: "stale", stopped: "stale" }[status.state] ?? "empty";
-    const lines = [...status.reasons.map((line) => `${line.charAt(0).toUpperCase()}${line.slice(1)}.`)];
-    return { kind, head: HEADLINES[status.state], lines };
+    const head = HEADLINES[status.state];
+    const lines = status.reasons.map((line) => `${line.charAt(0).toUpperCase()}${line.slice(1)}.`);
+    return { kind, head, lines: lines.map((line) => (line.startsWith(`${head}: `) ? line.slice(head.length + 2) : line)) };
   }
   if (status.data_age_seconds !== null && status.data_age_seconds > STALE_SECONDS) {
     return { kind: "stale", head: `No data for ${seconds(status.data_age_seconds)}`, lines: ["No transaction was decided since then."] };

@@ -2,7 +2,7 @@
 
 import { bars, share, spark } from "./chart.js";
 import { h, panel, s, table, text, tip } from "./dom.js";
-import { UNKNOWN, clock, count, fixed, milliseconds, money, percent, seconds, short, shortMoney, words } from "./format.js";
+import { UNKNOWN, category, clock, count, fixed, milliseconds, money, percent, seconds, short, shortMoney, words } from "./format.js";
 
 const LEDGER = "Source: the ledger, counted once per transaction since start or reset.";
 const LABELS = "Source: the ledger; matured labels of event time that the model had not seen.";
@@ -51,7 +51,7 @@ export class Business {
     this.bands = h("dl.bands");
     this.velocity = bars("Fraud velocity", { ticks: ["29 min ago", "15", "now"] });
     this.categories = table("Flagged amount by category", [
-      { label: "Category", cell: (row) => words(row.category) },
+      { label: "Category", cell: (row) => category(row.category) },
       { label: "", cell: (row) => share(row.score ?? 0) },
       { label: "Flagged", numeric: true, cell: (row) => money(row.amount), tip: `Σ amount of flagged transactions of the category. ${LEDGER}` },
       { label: "Alerts", numeric: true, cell: (row) => count(row.count), tip: `Count of flagged transactions of the category. ${LEDGER}` },
@@ -68,8 +68,9 @@ export class Business {
       { label: "Time", cell: (row) => clock(row.timestamp), tip: "When it was decided. Source: the result row." },
       { label: "Score", numeric: true, cell: (row) => score(row.risk_score), tip: "Risk score of the model, 0 to 1. Source: the result row." },
       { label: "Amount", numeric: true, cell: (row) => money(row.amount), tip: "Amount of the transaction. Source: the result row." },
+      { label: "Why", cell: reasons, tip: "The three features that raised the score most (TreeSHAP), each with its value. A dash: not computed in the stream; the look-up of the transaction gives them. Source: the result row." },
       { label: "Merchant", cell: (row) => row.merchant },
-      { label: "Category", cell: (row) => words(row.category) },
+      { label: "Category", cell: (row) => category(row.category) },
       { label: "Card", cell: (row) => row.cc_num_masked, tip: "The last four digits; the number itself is nowhere on the volume." },
       { label: "Cardholder", cell: (row) => row.cardholder },
       { label: "State", cell: (row) => row.state },
@@ -220,6 +221,16 @@ function exact(kpi) {
 
 const wide = (element, columns) => { element.classList.add(`w${columns}`); return element; };
 const fact = (name, value, about) => h("div", { data: { tip: about } }, h("dt", {}, name), h("dd", {}, value));
+
+/** Why it was flagged, in words, the weightiest first. */
+function reasons(row) {
+  if (!row.reasons?.length) return UNKNOWN;
+  return h("ol.reasons", {}, ...row.reasons.map((one) => h("li", {
+    data: { tip: `${words(one.feature)} is ${number(one.value)}; adds ${number(one.contribution)} to the log-odds of fraud. ${one.code}` },
+  }, one.text)));
+}
+
+const number = (value) => (value === null || value === undefined ? UNKNOWN : Number(value.toPrecision(4)).toLocaleString("en-US", { maximumFractionDigits: 4 }));
 
 function score(value) {
   return h(value >= 0.9 ? "span.score.high" : value >= 0.6 ? "span.score.medium" : "span.score", {}, value.toFixed(3));

@@ -23,17 +23,17 @@ export function lines(title, series, { x = "time", xLabel = "Time", height = 13,
     const font = `${0.72 * rem()}px ${style("--font")}`;
     const axis = { stroke: style("--muted"), font, grid: { stroke: style("--grid"), width: 1 }, ticks: { show: false } };
     plot = new uPlot({
-      width: Math.max(120, frame.clientWidth), height: height * rem(), padding: [0.5 * rem(), 0.6 * rem(), 0, 0],
+      width: Math.max(120, frame.clientWidth), height: height * rem(), padding: [0.5 * rem(), 1.6 * rem(), 0, 0],
       cursor: { points: { size: 6 }, drag: { x: false, y: false } },
-      scales: { x: { time: x === "time" }, y: yRange ? { range: yRange } : { range: (_, low, high) => [Math.min(0, low), high > 0 ? high * 1.08 : 1] } },
+      scales: { x: { time: x === "time", range: x === "time" ? moments : undefined }, y: yRange ? { range: yRange } : { range: (_, low, high) => [Math.min(0, low), high > 0 ? high * 1.08 : 1] } },
       axes: [
-        { ...axis, grid: { show: false }, size: 1.8 * rem(), space: 5.5 * rem(), values: (_, ticks) => ticks.map((tick) => xFormat(tick)) },
-        { ...axis, size: 4 * rem(), values: (_, ticks) => ticks.map(format) },
+        { ...axis, grid: { show: false }, size: 1.8 * rem(), space: 5.5 * rem(), values: (_, ticks) => once(ticks.map((tick) => xFormat(tick, ticks[1] - ticks[0] < 60))) },
+        { ...axis, size: 4 * rem(), values: (_, ticks) => once(ticks.map(format)) },
       ],
       series: [
         { label: xLabel, value: (_, v) => (v === null || v === undefined ? "–" : xFormat(v, true)) },
         ...series.map((one) => ({
-          label: one.label, stroke: style(one.color), width: 1.6, spanGaps: false, points: { show: one.points ?? false, size: 6 },
+          label: one.label, stroke: style(one.color), width: 1.6, spanGaps: false, dash: one.dash, points: { show: one.points ?? false, size: 6 },
           value: (_, v) => (v === null || v === undefined ? "–" : (one.format ?? format)(v)),
         })),
       ],
@@ -59,6 +59,15 @@ export function lines(title, series, { x = "time", xLabel = "Time", height = 13,
   element.label = (value) => element.setAttribute("aria-label", `${title}. ${value}`);
   return element;
 }
+
+/** From the first moment to the last; about a single one a minute, where uPlot would show a day. */
+function moments(plot, low, high) {
+  const [first, last] = [plot.data[0][0], plot.data[0].at(-1)];
+  return last - first < 1 ? [first - 30, last + 30] : [low, high];
+}
+
+/** Labels of an axis, a repeated one left out: a scale from 0 to 1 has no whole numbers between. */
+const once = (labels) => labels.map((label, index) => (label === labels[index - 1] ? "" : label));
 
 function hours(seconds, exact = false) {
   return new Date(seconds * 1000).toLocaleTimeString("en-GB", exact ? {} : { hour: "2-digit", minute: "2-digit" });

@@ -74,6 +74,7 @@ function addRow(body, columns) {
   for (const column of columns) {
     const cell = line.insertCell();
     if (column.numeric) cell.className = "num";
+    else if (column.className) cell.className = column.className;
     if (column.tip) cell.dataset.tip = column.tip;
   }
   return line;
@@ -82,5 +83,6 @@ function addRow(body, columns) {
 function fill(cell, value) {
   if (value instanceof Node) {
     if (!cell.firstChild?.isEqualNode?.(value)) cell.replaceChildren(value);
-  } else text(cell, value);
+  } else if (cell.firstElementChild) cell.textContent = value;
+  else text(cell, value);
 }

@@ -27,7 +27,8 @@ export function shortMoney(value) {
 export function percent(value) {
   if (!known(value)) return UNKNOWN;
   const share = value * 100;
-  const digits = share === 0 ? 0 : Math.abs(share) < 0.1 ? 3 : Math.abs(share) < 10 ? 2 : 1;
+  const rounded = Math.abs(Number(share.toPrecision(3)));
+  const digits = share === 0 ? 0 : rounded < 0.1 ? 3 : rounded < 10 ? 2 : 1;
   return `${share.toFixed(digits)} %`;
 }
 
@@ -61,5 +62,8 @@ export const words = (name) => {
   const spaced = name.replaceAll("_", " ");
   return spaced.charAt(0).toUpperCase() + spaced.slice(1);
 };
+
+/** A category's name: what ends in _pos was bought in a shop, in _net online. */
+export const category = (name) => words(name.replace(/_pos$/, " (in store)").replace(/_net$/, " (online)"));
 
 export const clock = (iso) => (iso ? new Date(iso).toLocaleTimeString("en-GB") : UNKNOWN);

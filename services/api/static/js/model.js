@@ -1,6 +1,7 @@
 /* The Model tab. */
 
 import { lines, share } from "./chart.js";
+import { Calibration, Drift, Duel, Labels } from "./trust.js";
 import { h, panel, table, text } from "./dom.js";
 import { UNKNOWN, clock, count, fixed, percent, seconds, short, shortMoney, words } from "./format.js";
 
@@ -20,11 +21,13 @@ export class ModelView {
     ], { format: (v) => v.toFixed(2), yRange: [0, 1.02] });
     this.thresholds = table("What each threshold would do", [
       { label: "Threshold", numeric: true, cell: (row) => row.threshold.toFixed(2) },
+      { label: "", cell: (row) => (row.best ? h("span.state.best", {}, "lowest cost") : row.operating ? "in force" : ""), tip: "In force: what decides now. Lowest cost: where the cost beside it is least." },
       { label: "Precision", numeric: true, cell: (row) => percent(row.precision), tip: `TP / (TP + FP). ${TEST}` },
       { label: "Recall", numeric: true, cell: (row) => percent(row.recall), tip: `TP / (TP + FN). ${TEST}` },
       { label: "Alerts per 1 M", numeric: true, cell: (row) => count(row.alerts_per_million), tip: `Flagged / rows × 10⁶. ${TEST}` },
       { label: "Caught", numeric: true, cell: (row) => shortMoney(row.fraud_dollars_caught), tip: `Σ amount of frauds flagged. ${TEST}` },
       { label: "Missed", numeric: true, cell: (row) => shortMoney(row.fraud_dollars_missed), tip: `Σ amount of frauds not flagged. ${TEST}` },
+      { label: "Cost", numeric: true, cell: (row) => shortMoney(row.cost), tip: `$ per million transactions: alerts × cost of an alert + amounts missed × share lost (settings). ${TEST}` },
     ], "The model in service has no threshold table");
     this.importances = table("Feature importances", [
       { label: "Feature", cell: (row) => words(row.feature) },
@@ -46,7 +49,9 @@ export class ModelView {
       { label: "Took", numeric: true, cell: (row) => (row.train_seconds === null ? UNKNOWN : `${row.train_seconds.toFixed(1)} s`), tip: `Time of the training. ${FILES}` },
       { label: "Went into service", cell: (row) => (row.promoted === null ? UNKNOWN : row.promoted ? "yes" : "no: not better") },
     ], "No model yet");
+    this.trust = { duel: new Duel(), drift: new Drift(), calibration: new Calibration(), labels: new Labels() };
     this.panels = {
+      ...Object.fromEntries(Object.entries(this.trust).map(([name, view]) => [name, view.panel])),
       overTime: panel("Precision and recall over time", `Of each version, at the threshold in force. ${TEST}`, this.overTime),
       curve: panel("Precision–recall curve", `Precision at each recall of the model in service. ${TEST}`, this.curve),
       loss: panel("Loss", `Mean log loss after each tree, on the training and on the validation part. ${FILES}`, this.loss),
@@ -55,7 +60,9 @@ export class ModelView {
       scenarios: panel("Scenarios", `How well each kind of fraud is found. ${TEST}`, this.scenarios),
       versions: panel("Versions", `Newest first. ${FILES}`, this.versions),
     };
-    const spans = { overTime: 6, curve: 6, thresholds: 6, importances: 6, loss: 6, scenarios: 6, versions: 12 };
+    const spans = {
+      duel: 6, labels: 6, drift: 6, calibration: 6, overTime: 6, curve: 6, thresholds: 6, importances: 6, loss: 6, scenarios: 6, versions: 12,
+    };
     root.append(this.progress, this.cards, h("div.grid", {}, ...Object.entries(spans).map(([name, columns]) => {
       this.panels[name].classList.add(`w${columns}`);
       return this.panels[name];
@@ -74,7 +81,8 @@ export class ModelView {
     const trees = Math.max(model.loss.train?.length ?? 0, model.loss.valid?.length ?? 0);
     const padded = (values = []) => Array.from({ length: trees }, (_, index) => values[index] ?? null);
     this.loss.show([Array.from({ length: trees }, (_, index) => index + 1), padded(model.loss.train), padded(model.loss.valid)]);
-    this.thresholds.show(shown(model.thresholds, business?.metadata.threshold));
+    this.thresholds.show(shown(model.thresholds, business?.metadata.threshold, model.cost_optimal_threshold));
+    for (const view of Object.values(this.trust)) view.show(model);
     const most = Math.max(...model.importances.map((row) => row.share), 1e-9);
     this.importances.show(model.importances.slice(0, 12).map((row) => ({ ...row, bar: row.share / most * 100 })));
     this.scenarios.show(Object.entries(model.by_scenario).map(([name, value]) => ({ name, value })));
@@ -115,11 +123,12 @@ export class ModelView {
   }
 }
 
-/** Every tenth and the operating point. */
-function shown(rows, operating) {
+/** Every tenth, the operating point and the one of lowest cost. */
+function shown(rows, operating, best) {
   return rows
-    .filter((row) => Math.abs(row.threshold * 10 - Math.round(row.threshold * 10)) < 1e-9 || row.threshold === operating)
-    .map((row) => ({ ...row, className: row.threshold === operating ? "current" : "" }));
+    .map((row) => ({ ...row, operating: row.threshold === operating, best: row.threshold === best }))
+    .filter((row) => Math.abs(row.threshold * 10 - Math.round(row.threshold * 10)) < 1e-9 || row.operating || row.best)
+    .map((row) => ({ ...row, className: row.operating ? "current" : "" }));
 }
 
 const sentence = (line) => line.charAt(0).toUpperCase() + line.slice(1);
