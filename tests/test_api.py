@@ -462,6 +462,45 @@ def test_a_fault_is_told_in_the_contract_s_shape(api: Api, monkeypatch: pytest.M
     assert (answer.status_code, answer.json()["success"]) == (500, False)
 
 
+VERDICT = {
+    "promoted": False, "reason": "not better", "margin": 0.005, "version": "v000001", "confidence": None,
+    "champion_average_precision": 0.62, "challenger_average_precision": 0.61, "champion_ece": 0.0004,
+    "challenger_ece": 0.0005, "rows": 900, "frauds": 40, "seen_by_champion": False,
+}  # fmt: skip
+
+
+def test_champion_and_challenger_are_told_apart(api: Api) -> None:
+    bins = [{"low": 0.0, "high": 0.001, "rows": 9, "frauds": 0, "mean_score": 0.0002, "fraud_rate": 0.0}]
+    calibration = {"slope": 1.1, "intercept": 0.2, "ece": 0.0004, "brier": 0.002, "bins": bins}
+    by_category = {"travel": {"rows": 9, "frauds": 1, "average_precision": 0.5, "precision": None, "recall": 0.0}}
+    put_model(api.volume, calibration=calibration, cost_optimal_threshold=0.03, by_category=by_category)
+    rows = [{"threshold": 0.03, "precision": 0.5, "cost": 120.5}]
+    (api.volume.models / "v000001" / "thresholds.json").write_text(json.dumps(rows))
+    api.look()
+    answer = api.get("/api/model")
+    assert answer["champion"] == {
+        "version": "v000001", "average_precision": 0.6, "ece": 0.0004, "brier": 0.002,
+        "cost_optimal_threshold": 0.03, "verdict": None,
+    }  # fmt: skip
+    assert answer["calibration"] == calibration
+    assert answer["thresholds"] == rows
+    assert answer["cost_optimal_threshold"] == 0.03
+    assert answer["by_category"] == by_category
+    assert answer["challenger"] is None
+    put_model(api.volume, "v000002", average_precision=0.59, calibration={"ece": 0.0006}, verdict=VERDICT)
+    api.volume.files.replace(api.volume.models / "current", b"v000001\n")
+    api.look()
+    answer = api.get("/api/model")
+    schemas.ModelDetails.model_validate(answer, strict=True)
+    assert answer["champion"]["version"] == "v000001"
+    assert answer["challenger"] == {
+        "version": "v000002", "average_precision": 0.59, "ece": 0.0006, "verdict": VERDICT,
+    }  # fmt: skip
+    api.volume.files.replace(api.volume.models / "current", b"v000002\nbefore v000001\n")
+    api.look()
+    assert api.get("/api/model")["challenger"] is None, "the newest is in service"
+
+
 def put_model(volume: Volume, version: str = "v000001", **metrics: Any) -> None:
     """A model's JSON, as the trainer leaves it (the weights are not opened by the api)."""
     folder = volume.models / version

@@ -58,7 +58,9 @@ def snapshot(ledger: LedgerFile) -> Snapshot:
         Heartbeat(stage="prep", worker="d", state="running", **beat),
         Heartbeat(stage="train", worker="e", state="idle", figures={"matured_rows": 5, "needed_rows": 9}, **beat),
     )
-    metrics = {"average_precision": 0.6, "auc": 0.95, "logloss": 0.01, "train_seconds": 2.5}
+    metrics = {"average_precision": 0.6, "auc": 0.95, "logloss": 0.01, "train_seconds": 2.5,
+               "calibration": {"ece": 0.0004}, "cost_optimal_threshold": 0.03}  # fmt: skip
+    verdict = {"challenger_average_precision": 0.61, "champion_average_precision": 0.62, "challenger_ece": 0.0005}
     sample = Sample(now.timestamp(), 1, 100.0, 90.0, 80.0, 1.0, 1.0, 2.0, 3.0, 10, 20, 30, 40, 5.0, 6.0, None, None)
     return Snapshot(
         0.0,
@@ -74,7 +76,8 @@ def snapshot(ledger: LedgerFile) -> Snapshot:
         control=Control(priority="training"),
         disk=Disk(500, 1000),
         models=Models(
-            "v000002", (Version("v000002", 1_760_000_001.0, metrics), Version("v000003", 1_760_000_050.0, {}))
+            "v000002",
+            (Version("v000002", 1_760_000_001.0, metrics), Version("v000003", 1_760_000_050.0, {"verdict": verdict})),
         ),
         samples=(sample,),
     )  # fmt: skip

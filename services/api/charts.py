@@ -33,16 +33,54 @@ def model(snapshot: Snapshot) -> Payload:
         "status": status(assess(snapshot), snapshot),
         "state": model_state(snapshot),
         "in_service": None if current is None else _in_service(current, in_service, snapshot),
+        "champion": _champion(in_service),
+        "challenger": _challenger(models.challenger if models else None),
         "versions": [_brief(version, current) for version in versions],
         "refresh_seconds": _cadence(versions),
         "pr_curve": list(metrics.get("pr_curve") or [])[:CURVE_POINTS],
         "loss": _loss(metrics),
-        "thresholds": list(models.thresholds) if models else [],
+        "calibration": _calibration(metrics),
+        "thresholds": [{"cost": None} | row for row in models.thresholds] if models else [],
+        "cost_optimal_threshold": metrics.get("cost_optimal_threshold"),
         "importances": [
             {"feature": name, "share": share} for name, share in (metrics.get("importances") or {}).items()
         ],
         "by_scenario": metrics.get("by_scenario") or {},
+        "by_category": metrics.get("by_category") or {},
         "timestamp": iso(snapshot.time),
+    }
+
+
+def _champion(version: Version | None) -> Payload | None:
+    if version is None:
+        return None
+    calibration = version.metrics.get("calibration") or {}
+    return {
+        "version": version.name,
+        "average_precision": version.metrics.get("average_precision"),
+        "ece": calibration.get("ece"),
+        "brier": calibration.get("brier"),
+        "cost_optimal_threshold": version.metrics.get("cost_optimal_threshold"),
+        "verdict": version.metrics.get("verdict"),
+    }
+
+
+def _challenger(version: Version | None) -> Payload | None:
+    if version is None:
+        return None
+    return {
+        "version": version.name,
+        "average_precision": version.metrics.get("average_precision"),
+        "ece": (version.metrics.get("calibration") or {}).get("ece"),
+        "verdict": version.metrics.get("verdict"),
+    }
+
+
+def _calibration(metrics: dict[str, Any]) -> Payload:
+    """Of the champion's test part; weights trained elsewhere may bring none."""
+    found = metrics.get("calibration") or {}
+    return {name: found.get(name) for name in ("ece", "brier", "slope", "intercept")} | {
+        "bins": found.get("bins") or []
     }
 
 
@@ -51,7 +89,7 @@ def _in_service(current: str, version: Version | None, snapshot: Snapshot) -> Pa
     metrics = version.metrics if version else {}
     window = snapshot.models.window or {}
     names = ("average_precision", "auc", "logloss", "rows", "frauds", "base_rate", "test_base_rate", "test_rows",
-             "test_frauds", "trees", "train_seconds", "at_threshold", "stateless", "champion")  # fmt: skip
+             "test_frauds", "trees", "train_seconds", "at_threshold", "stateless", "verdict")  # fmt: skip
     return {
         "version": current,
         "made_at": _time(version),

@@ -8,8 +8,8 @@ for a restart. Cardinality is bounded: by vocabularies (categories, states, bins
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -24,7 +24,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from services.api.business import volume_util_percent
 from services.api.infrastructure import recommended_replicas, thresholds
 from services.api.reader import total
-from services.api.snapshot import QUEUES, STEPS, Snapshot
+from services.api.snapshot import QUEUES, STEPS, Snapshot, Version
 from spearhead import __version__, kpi
 from spearhead.aggregate import LATENCY_GROWTH, MICRO
 from spearhead.heartbeat import Heartbeat
@@ -292,6 +292,33 @@ def _model(snapshot: Snapshot) -> Iterator[Metric]:
         ("model_train_seconds", "train_seconds", "Time that its training took"),
     ):
         yield from _gauge(name, f"{text}, of the model in service", current.metrics.get(key))
+    yield from _judgement(current.metrics, models.challenger)
+
+
+def _judgement(metrics: Mapping[str, Any], challenger: Version | None) -> Iterator[Metric]:
+    """How true the scores of the model in service are, where its threshold were cheapest, and what challenges it."""
+    yield from _gauge(
+        "model_calibration_error_ratio",
+        "Expected calibration error on later event time, of the model in service",
+        (metrics.get("calibration") or {}).get("ece"),
+    )
+    yield from _gauge(
+        "model_threshold_cost_optimal_ratio",
+        "Threshold of least cost on later event time, of the model in service",
+        metrics.get("cost_optimal_threshold"),
+    )
+    if challenger is None:
+        return
+    yield InfoMetricFamily(
+        "spearhead_model_challenger", "The newest model, if it did not go into service", {"version": challenger.name}
+    )
+    verdict = challenger.metrics.get("verdict") or {}
+    for name, key, text in (
+        ("average_precision_ratio", "challenger_average_precision", "Average precision of the challenger"),
+        ("champion_average_precision_ratio", "champion_average_precision", "The same of its champion"),
+        ("calibration_error_ratio", "challenger_ece", "Expected calibration error of the challenger"),
+    ):
+        yield from _gauge(f"model_challenger_{name}", f"{text}, on the rows of its verdict", verdict.get(key))
 
 
 def _control(snapshot: Snapshot, settings: Settings) -> Iterator[Metric]:

@@ -360,6 +360,56 @@ class History(Shape):
     recall: list[Ratio]
 
 
+class Verdict(Shape):
+    """Nulls: no model was in service, so there was nothing to judge against."""
+
+    promoted: bool
+    reason: str = Field(description="Why it went into service, or why not")
+    margin: float
+    version: str | None = Field(description="The model it was judged against")
+    champion_average_precision: float | None
+    challenger_average_precision: float | None
+    confidence: float | None
+    champion_ece: float | None
+    challenger_ece: float | None
+    rows: int | None = Field(description="Test rows that the champion had not seen")
+    frauds: int | None
+    seen_by_champion: bool | None
+
+
+class Champion(Shape):
+    version: str
+    average_precision: float | None
+    ece: float | None
+    brier: float | None
+    cost_optimal_threshold: float | None
+    verdict: Verdict | None
+
+
+class Challenger(Shape):
+    version: str
+    average_precision: float | None
+    ece: float | None
+    verdict: Verdict | None
+
+
+class ReliabilityBin(Shape):
+    low: float = Field(description="Scores from")
+    high: float = Field(description="Scores below; the last bin includes 1")
+    rows: int = Field(description="Rows of the sample in the bin")
+    frauds: int
+    mean_score: float | None
+    fraud_rate: float | None = Field(description="Share of fraud in the bin, weighted as the sample is")
+
+
+class Calibration(Shape):
+    ece: float | None
+    brier: float | None
+    slope: float | None
+    intercept: float | None
+    bins: list[ReliabilityBin]
+
+
 class InService(Shape):
     version: str
     made_at: str | None
@@ -377,7 +427,7 @@ class InService(Shape):
     train_seconds: float | None
     at_threshold: dict[str, float | None] | None
     stateless: dict[str, float | None] | None
-    champion: dict[str, Any] | None
+    verdict: Verdict | None
     train_end: str | None
     parameters: dict[str, Any] | None
 
@@ -411,13 +461,18 @@ class ModelDetails(Shape):
     status: Status
     state: ModelState
     in_service: InService | None
+    champion: Champion | None
+    challenger: Challenger | None
     versions: list[ModelVersion]
     refresh_seconds: float | None
     pr_curve: list[CurvePoint]
     loss: dict[Literal["train", "valid"], list[float]]
+    calibration: Calibration
     thresholds: list[dict[str, float | None]]
+    cost_optimal_threshold: float | None
     importances: list[FeatureShare]
     by_scenario: dict[str, float | None]
+    by_category: dict[str, dict[str, float | None]]
     timestamp: str
 
 

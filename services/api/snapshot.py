@@ -78,6 +78,14 @@ class Models(NamedTuple):
     parameters: dict[str, Any] | None = None
     problem: str | None = None
 
+    @property
+    def challenger(self) -> Version | None:
+        """The newest version where it is newer than the one in service, whose place it did not take."""
+        if self.current is None or not self.versions:
+            return None
+        newest = self.versions[-1]
+        return newest if int(newest.name[1:]) > int(self.current[1:]) else None
+
 
 class Snapshot(NamedTuple):
     """One look at the volume."""
