@@ -1,11 +1,10 @@
-"""The command line: ``python -m spearhead up | verify | status | reset | warm``. Each command is a library call."""
+"""The command line, ``python -m spearhead up | verify | status | reset | bench | models | warm``: each a library call."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,10 +12,11 @@ import msgspec
 import typer
 from pydantic import ValidationError
 
+from spearhead import cli_models
 from spearhead.errors import ConfigurationError
 from spearhead.files import Files
+from spearhead.options import JsonOption, VolumeOption, default_volume, open_volume, refuse
 from spearhead.settings import Settings, explain
-from spearhead.stage import EXIT_CONFIGURATION
 from spearhead.volume import Volume, VolumeError
 
 app = typer.Typer(
@@ -26,9 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-VolumeOption = Annotated[Path | None, typer.Option("--volume", help="Root of the volume [env FLASHBLADE_PATH]")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output")]
-DEFAULT_VOLUME = Path("var")  # of `up` without --volume and FLASHBLADE_PATH: a folder beside the code
+app.add_typer(cli_models.app, name="models")
 WARM = (  # what compiles a stage's kernels: an image holds only its own stage
     ("generator", "services.generator.warm", "run"),
     ("prep", "spearhead.features", "warm"),
@@ -63,7 +61,7 @@ def up(
     from spearhead.supervisor import Plan, Supervisor  # noqa: PLC0415
 
     overrides: dict[str, Any] = {
-        "FLASHBLADE_PATH": (volume or _default_volume()).expanduser().absolute(),
+        "FLASHBLADE_PATH": (volume or default_volume()).expanduser().absolute(),
         "GENERATION_RATE": rate,
         "SOURCE": None if source is None else source.expanduser().absolute(),
         "LOOP": "true" if loop else None,
@@ -75,9 +73,9 @@ def up(
     settings = _settings(environment)
     finite = settings.rows is not None or (settings.source is not None and not settings.loop)
     if once and not finite:
-        raise _refuse("--once needs an end: give --rows, or --source without --loop")
+        raise refuse("--once needs an end: give --rows, or --source without --loop")
     if settings.loop and settings.source is None:
-        raise _refuse("--loop needs --source")
+        raise refuse("--loop needs --source")
     if finite:  # it keeps all its results
         environment |= {"RESULTS_RETENTION_BYTES": "0", "RESULTS_RETENTION_SECONDS": "0"}
     stages = {"generator": 1, "prep": prep, "train": int(not no_train), "inference": inference, "api": int(not no_api)}
@@ -92,7 +90,7 @@ def up(
             _need_model(opened)
         code = Supervisor(plan, settings, opened, Console()).run()
     except (ConfigurationError, VolumeError) as error:
-        raise _refuse(str(error)) from error
+        raise refuse(str(error)) from error
     raise typer.Exit(code)
 
 
@@ -102,9 +100,9 @@ def verify(volume: VolumeOption = None, as_json: JsonOption = False) -> None:
     from spearhead.audit import audit  # noqa: PLC0415, only this command needs polars
 
     try:
-        report = audit(_open(volume))
+        report = audit(open_volume(volume))
     except VolumeError as error:
-        raise _refuse(str(error)) from error
+        raise refuse(str(error)) from error
     typer.echo(msgspec.json.encode(report).decode() if as_json else report.text())
     raise typer.Exit(0 if report.ok else 1)
 
@@ -115,9 +113,9 @@ def status(volume: VolumeOption = None, as_json: JsonOption = False) -> None:
     from spearhead.status import read_status  # noqa: PLC0415
 
     try:
-        report = read_status(_open(volume), _settings().lease_seconds)
+        report = read_status(open_volume(volume), _settings().lease_seconds)
     except VolumeError as error:
-        raise _refuse(str(error)) from error
+        raise refuse(str(error)) from error
     typer.echo(msgspec.json.encode(report).decode() if as_json else report.text())
 
 
@@ -125,10 +123,10 @@ def status(volume: VolumeOption = None, as_json: JsonOption = False) -> None:
 def reset(volume: VolumeOption = None) -> None:
     """Begin anew: every total, queue and history of the volume is forgotten, models stay."""
     try:
-        opened = _open(volume)
+        opened = open_volume(volume)
         epoch = opened.raise_epoch()
     except VolumeError as error:
-        raise _refuse(str(error)) from error
+        raise refuse(str(error)) from error
     typer.echo(f"epoch {epoch} began on {opened.root}")
 
 
@@ -136,7 +134,7 @@ def reset(volume: VolumeOption = None) -> None:
 def bench(context: typer.Context, as_json: JsonOption = False) -> None:
     """Measure throughput and latency on this machine, beside the in-memory floor (from a checkout of the code)."""
     if importlib.util.find_spec("bench") is None:
-        raise _refuse("bench/ lies beside the code and is not installed: run this in a checkout")
+        raise refuse("bench/ lies beside the code and is not installed: run this in a checkout")
     pipeline = importlib.import_module("bench.pipeline")
     figures = pipeline.measure(pipeline.arguments(context.args))
     typer.echo(msgspec.json.encode(figures).decode() if as_json else pipeline.text(figures))
@@ -154,10 +152,6 @@ def main() -> None:
     app()
 
 
-def _default_volume() -> Path:
-    return Path(os.environ["FLASHBLADE_PATH"]) if os.environ.get("FLASHBLADE_PATH") else DEFAULT_VOLUME
-
-
 def _settings(environment: dict[str, str] | None = None) -> Settings:
     """Settings from the environment, or from the one given, which then is this process's own."""
     if environment is not None:
@@ -165,14 +159,7 @@ def _settings(environment: dict[str, str] | None = None) -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        raise _refuse(explain(error)) from error
-
-
-def _open(root: Path | None) -> Volume:
-    """An existing volume. Raises VolumeError if it is none."""
-    volume = Volume(root or _default_volume())
-    volume.epoch()
-    return volume
+        raise refuse(explain(error)) from error
 
 
 def _prepare(settings: Settings) -> Volume:
@@ -203,8 +190,3 @@ def _import_model(volume: Volume, folder: Path) -> None:
 def _need_model(volume: Volume) -> None:
     if not (volume.models / "current").exists():
         raise ConfigurationError("--once with --no-train needs a model, or nothing is ever scored: give --model DIR")
-
-
-def _refuse(message: str) -> typer.Exit:
-    sys.stderr.write(f"spearhead: {' '.join(message.split())}\n")
-    return typer.Exit(EXIT_CONFIGURATION)

@@ -219,6 +219,8 @@ class ModelStore:
 
     def promote(self, version: str, over: str | EllipsisType | None = ...) -> None:
         """Put a version in service; with ``over`` only in place of that one. Raises ModelError if it is unusable."""
+        if not VERSION.match(version):
+            raise ModelError(f"{version[:40]!r} is no version")
         self.load(version)
         now = self._readable_service()
         if over is ... or over == (now.version if now else None):
