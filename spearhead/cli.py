@@ -1,4 +1,4 @@
-"""The command line, ``python -m spearhead up | verify | status | reset | bench | models | warm``: each a library call."""
+"""The command line, ``python -m spearhead up | verify | status | reset | bench | models | warm``: library calls."""
 
 from __future__ import annotations
 
