@@ -39,7 +39,7 @@ images: ## Build the five images and print their sizes (needs Docker)
 	$(PYTHON) deploy/image_sizes.py
 
 lock: install ## Pin the newest packages that requirements/*.in allow
-	cd requirements && touch core.txt && for name in core tables model model-gpu web run dev; do \
+	cd requirements && touch core.txt && for name in core tables model model-gpu plots web run dev; do \
 		../$(BIN)/pip-compile --quiet --upgrade --generate-hashes --strip-extras --allow-unsafe --no-header \
 		--no-emit-index-url --no-emit-trusted-host --no-emit-find-links --constraint core.txt \
 		--output-file $$name.txt $$name.in || exit 1; done

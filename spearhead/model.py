@@ -5,7 +5,8 @@
 * ``model.ubj``: XGBoost's own binary format;
 * ``features.json``: ordered feature names, the version of their meaning, SHA-256 of ``model.ubj``, the calibration;
 * ``window.json``: event time and rows of the training, validation and test parts (``Window``);
-* ``metrics.json``, ``thresholds.json``, ``params.json``: for people, the API and the promotion of later models.
+* ``metrics.json``, ``thresholds.json``, ``params.json``: for people, the API and the promotion of later models;
+* ``card.md``, ``card.json``, ``calibration.png``, ``pr_curve.png``: the model card.
 
 ``models/current`` says which version is in service (``spearhead/pointer.py``). A version is built in
 ``models/.staging-*`` and renamed as a folder, so that it is whole or absent.
@@ -21,7 +22,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import EllipsisType
+from types import EllipsisType, MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -39,7 +40,8 @@ from spearhead.volume import Volume
 KEPT: Final = 50  # newest versions that are never pruned
 STALE_STAGING_SECONDS: Final = 3600.0
 _NEEDED: Final = ("model.ubj", "features.json")
-_OPTIONAL: Final = ("window.json", "metrics.json", "thresholds.json", "params.json")
+_OPTIONAL: Final = ("window.json", "metrics.json", "thresholds.json", "params.json",
+                    "card.md", "card.json", "calibration.png", "pr_curve.png")  # fmt: skip
 _log = logging.getLogger(__name__)
 
 
@@ -86,6 +88,7 @@ class Artifact(NamedTuple):
     params: Mapping[str, Any]
     slope: float = 1.0
     intercept: float = 0.0
+    card: Mapping[str, bytes] = MappingProxyType({})  # file name: contents
 
 
 class Model:
@@ -211,6 +214,7 @@ class ModelStore:
                 "metrics.json": msgspec.json.encode({**artifact.metrics, "promoted": promote}),
                 "thresholds.json": msgspec.json.encode(artifact.thresholds),
                 "params.json": msgspec.json.encode(artifact.params),
+                **artifact.card,
             }
         )
         if promote:

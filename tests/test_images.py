@@ -104,7 +104,7 @@ def test_an_image_is_built_as_it_should_be(stage: str) -> None:
     assert re.findall(r"^COPY services/(\S+) ", text, re.MULTILINE) == ["__init__.py", stage]
 
 
-@pytest.mark.parametrize("layer", ["core", "tables", "model", "model-gpu", "web"])
+@pytest.mark.parametrize("layer", ["core", "tables", "model", "model-gpu", "plots", "web"])
 def test_requirements_are_pinned_and_hashed(layer: str) -> None:
     text = (ROOT / "requirements" / f"{layer}.txt").read_text().replace("\\\n", " ")
     lines = [line for line in text.splitlines() if line and not line.lstrip().startswith("#")]

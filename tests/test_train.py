@@ -2,6 +2,7 @@
 
 import errno
 import os
+from datetime import UTC, datetime
 from itertools import pairwise
 
 import msgspec
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.image import imread
 
 from services.train import calibration, evaluation, fit
 from services.train.fit import CancelledError, CannotTrainError, Options, Rows
@@ -626,6 +628,74 @@ def test_a_challenger_trained_against_another_champion_does_not_go_over_an_opera
     verdict = store.read("v000003", "metrics.json")["verdict"]
     assert (verdict["promoted"], verdict["version"]) == (False, "v000001")
     assert verdict["reason"] == "another model was put in service during the training"
+
+
+def test_every_version_has_a_card_with_pictures(volume):
+    stage, store = trainer(volume), ModelStore(volume)
+    publish_raw(volume, 1, watermark=90 * DAY_US)
+    spool(volume, labelled_rows(4_000, width=WIDTH), 1)
+    assert train_once(stage) == 4_000
+    folder = store.folder / "v000001"
+    for name in ("calibration.png", "pr_curve.png"):
+        image = imread(folder / name, format="png")
+        assert image.shape[:2] == (480, 640)
+        assert len(np.unique(image.reshape(-1, image.shape[2]), axis=0)) > 20, "something is drawn"
+        assert f"]({name})" in (folder / "card.md").read_text()
+    content, metrics = store.read("v000001", "card.json"), store.read("v000001", "metrics.json")
+    window = store.load("v000001").window
+    assert content["data"]["parts"]["test"] == {
+        "start": iso(window.test.start), "end": iso(window.test.end), "rows": window.test.rows,
+        "frauds": window.test.frauds,
+    }  # fmt: skip
+    assert content["metrics"]["by_category"] == metrics["by_category"]
+    assert content["calibration"] == metrics["calibration"]
+    assert content["cost_optimal_threshold"]["threshold"] == metrics["cost_optimal_threshold"]
+    assert {feature["feature"]: feature["importance"] for feature in content["features"]} == metrics["importances"]
+    assert content["verdict"] == metrics["verdict"]
+    assert content["parameters"] == store.read("v000001", "params.json")
+    text = (folder / "card.md").read_text()
+    for figure in (metrics["average_precision"], metrics["calibration"]["ece"], metrics["at_threshold"]["recall"]):
+        assert f"{figure:.4g}" in text
+    assert "It went into service: no model that works was in service." in text
+    assert stage.figures["card_error"] is None
+
+
+def iso(us: int) -> str:
+    return datetime.fromtimestamp(us // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def test_a_card_of_what_is_not_known_has_dashes_and_no_pictures(volume):
+    stage, store = trainer(volume), ModelStore(volume)
+    rows = labelled_rows(600, base=0.0, width=WIDTH)
+    label = rows.label.copy()
+    label[500] = 1  # in the last part, so all rows are training
+    spool(volume, rows._replace(label=label), 1)
+    publish_raw(volume, 1, watermark=90 * DAY_US, ended=True)
+    assert train_once(stage) == 600
+    text = (store.folder / "v000001" / "card.md").read_text()
+    assert "| test | – | – | – | – |" in text
+    assert "Expected calibration error –" in text
+    assert "![" not in text
+    assert not (store.folder / "v000001" / "pr_curve.png").exists()
+    assert store.read("v000001", "card.json")["metrics"]["average_precision"] is None
+
+
+@pytest.mark.parametrize("part", ["pictures", "texts"])
+def test_a_card_that_fails_costs_no_model_and_is_reported(volume, monkeypatch, part, caplog):
+    stage, store = trainer(volume), ModelStore(volume)
+    publish_raw(volume, 1, watermark=90 * DAY_US)
+    spool(volume, labelled_rows(1_500, width=WIDTH), 1)
+    monkeypatch.setattr(f"services.train.card.{part}", lambda _: 1 // 0)
+    assert train_once(stage) == 1_500
+    assert store.current() == "v000001"
+    assert stage.figures["card_error"].startswith("ZeroDivisionError: ")
+    assert "this model has no whole card" in caplog.text
+    assert (store.folder / "v000001" / "card.md").exists() == (part == "pictures")
+    monkeypatch.undo()
+    spool(volume, labelled_rows(1_500, seed=2, width=WIDTH), 2)
+    assert train_once(stage) == 3_000
+    assert stage.figures["card_error"] is None
+    assert (store.folder / "v000002" / "card.md").exists()
 
 
 def test_retraining_waits_for_new_rows_and_gives_way_to_inference(volume):

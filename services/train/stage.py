@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import ClassVar, Final, NamedTuple
 
+from services.train import card
 from services.train.evaluation import Costs
 from services.train.fit import CancelledError, CannotTrainError, Options, Rows, fit
 from services.train.job import Job
@@ -186,10 +187,12 @@ class Train(Stage):
                 names=FEATURES, stateless=STATELESS, threshold=settings.fraud_threshold, seed=settings.seed,
                 threads=threads, device=settings.device, costs=costs, cancelled=cancelled,
             )  # fmt: skip
-            return Trained(*train(rows, options, champion, rules), len(rows.label), in_service)
+            artifact, verdict = train(rows, options, champion, rules)
+            return Trained(self._carded(artifact, card.pictures), verdict, len(rows.label), in_service)
 
         self._trained_at, self._trained_matured = time.monotonic(), matured
         self._job_epoch = self.epoch
+        self.figures["card_error"] = None
         # Nothing can be scored before the first model: it has the right of way.
         self._job = Job(work, 0 if first else NICENESS[self.control.priority])
         self.state, self.detail = "running", f"training on {len(rows.label)} rows, {rows.frauds} of them fraud"
@@ -234,7 +237,7 @@ class Train(Stage):
         if verdict.promote and self._in_service() != trained.champion:  # an operator's choice made meanwhile
             verdict = verdict.refused("another model was put in service during the training")
         metrics = {**trained.artifact.metrics, "verdict": verdict.figures}
-        artifact = trained.artifact._replace(metrics=metrics)
+        artifact = self._carded(trained.artifact._replace(metrics=metrics), card.texts)
         version = self._store.publish(artifact, promote=verdict.promote, over=trained.champion)
         self._failures = 0
         self._store.prune()
@@ -250,6 +253,15 @@ class Train(Stage):
         )
         outcome = "in service" if verdict.promote else "kept as a shadow"
         _log.info("model %s %s: %s", version, outcome, verdict.figures["reason"])
+
+    def _carded(self, artifact: Artifact, part: Callable[[Artifact], Mapping[str, bytes]]) -> Artifact:
+        """The artifact with more of its card. A card that fails costs no model: it is missing, logged and reported."""
+        try:
+            return artifact._replace(card={**artifact.card, **part(artifact)})
+        except Exception as error:
+            _log.exception("this model has no whole card")
+            self.figures["card_error"] = f"{type(error).__name__}: {error}"
+            return artifact
 
 
 def train(rows: Rows, options: Options, champion: Model | None, rules: Rules) -> tuple[Artifact, Verdict]:
