@@ -16,7 +16,7 @@ from spearhead.volume import Volume
 
 TICK_SECONDS: Final = 1.0
 TOPICS: Final = ("raw_transactions", "features_ready", "inference_results", "training_queue", "metrics")
-_EPOCH: Final = re.compile(r"e(\d{4,})-(?:[a-z]\d{2,}-p\d{2,}-\d{12}\.|inbox-)")  # other names tell of no epoch
+_EPOCH: Final = re.compile(r"e(\d{4,})-(?:[a-z]\d{2,}-p\d{2,}-\d{12}\.|inbox-|stray-)")  # other names tell of no epoch
 
 
 class DeadRows(msgspec.Struct):

@@ -30,7 +30,7 @@ import msgspec
 import pyarrow as pa
 
 from spearhead.mask import mask
-from spearhead.rejects import REASON_SUFFIX, Reason, move_aside
+from spearhead.rejects import REASON_SUFFIX, Reason, move_aside, stray_name
 from spearhead.segment import SUFFIX, SegmentError, SegmentInfo, SegmentName, read_info, read_segment
 from spearhead.volume import Volume
 
@@ -476,7 +476,8 @@ class Hop:
     def _set_aside_foreign(self, file: str) -> None:
         """Something in ready/ that no producer made. It was never counted, so it has no rows to account for."""
         try:
-            move_aside(self._files, self._ready / file, self._dead, Reason(reason="not the name of a segment", rows=0))
+            reason = Reason(reason="not the name of a segment", rows=0)
+            move_aside(self._files, self._ready / file, self._dead, reason, stray_name(self.epoch, file))
         except FileNotFoundError:  # another worker did it
             return
         self.dead += 1

@@ -34,7 +34,7 @@ from spearhead.aggregate import (
 )
 from spearhead.backlog import Head, RawHeads
 from spearhead.dead import DeadCounter, DeadRows
-from spearhead.rejects import Reason, move_aside
+from spearhead.rejects import Reason, move_aside, stray_name
 from spearhead.segment import SegmentError, SegmentName, read_info
 from spearhead.volume import Volume
 
@@ -289,15 +289,16 @@ class Ledger:
                 except FileNotFoundError:  # counted and removed by another folder: it is not for this version
                     continue
                 except msgspec.DecodeError as error:
-                    self._set_aside(file, name, str(error))
+                    self._set_aside(file, name, str(error), epoch)
                     bad += 1
         return aggregates, bad
 
-    def _set_aside(self, file: str, name: SegmentName | None, reason: str) -> None:
+    def _set_aside(self, file: str, name: SegmentName | None, reason: str, epoch: int) -> None:
         """A pending file that nobody can read never changes: out of the way with it."""
-        rows = 0 if name is None else self._result_rows(name)
+        why = Reason(reason=reason, rows=0 if name is None else self._result_rows(name))
+        called = stray_name(epoch, file) if name is None else file
         try:
-            move_aside(self._files, self._volume.pending / file, self._dead_folder, Reason(reason=reason, rows=rows))
+            move_aside(self._files, self._volume.pending / file, self._dead_folder, why, called)
         except FileNotFoundError:  # another folder did it
             return
 

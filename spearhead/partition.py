@@ -38,6 +38,7 @@ from spearhead.rejects import (
     encode_rejects,
     move_aside,
     set_aside,
+    stray_name,
 )
 from spearhead.schema import RAW
 from spearhead.segment import SegmentError, SegmentInfo, SegmentName, read_segment, write_segment
@@ -489,7 +490,7 @@ class PartitionLog:
         source = self._ready / file
         self._report(f"{mask(file)} in {self._ready.name} is no segment of this partition: set aside")
         reason = Reason(reason="not a segment of this partition", rows=0)
-        move_aside(self._files, source, self._dead, reason)
+        move_aside(self._files, source, self._dead, reason, stray_name(self._epoch, file))
 
     def _hold(self, name: SegmentName) -> None:
         """Before a producer's first segment after a take-over: a note, so that the next owner knows what killed us."""

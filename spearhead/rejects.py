@@ -94,11 +94,17 @@ def move_aside(files: Files, source: Path, dead: Path, reason: Reason, name: str
     files.sync_folders([source.parent])
 
 
+def stray_name(epoch: int, file: str) -> str:
+    """What a file that nobody asked for is called in ``dead/``: of this epoch, so that a reset forgets it."""
+    return f"e{epoch:04d}-stray-{dead_name(file)}"
+
+
 def dead_name(file: str) -> str:
     """The name of a file once set aside: its own if it is a segment's, else masked as its content is, and bounded."""
     if SegmentName.parse(file) is not None:
         return file
-    return mask(file.encode("utf-8", "replace").decode())[-LONGEST_NAME:]
+    name = mask(file.encode("utf-8", "replace").decode())
+    return name if len(name) <= LONGEST_NAME else f"{name[:20]}~{name[21 - LONGEST_NAME :]}"
 
 
 def _masked(source: Path) -> bytes | None:

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spearhead.aggregate import Aggregate
+from spearhead.dead import DeadCounter
 from spearhead.files import Files
 from spearhead.hop import MAX_KILLED, MAX_RAISED, Claim, Hop
 from spearhead.ledger import Ledger, read_ledger
@@ -533,9 +534,11 @@ def test_foreign_file(tmp_path: Path) -> None:
     (volume.features / "ready" / "folder" / "a.txt").write_text("4111 1111 1111 1111")
     hop = Hop(volume, "w", Alive("w"))
     assert len(hop.claim(10)) == 1
-    assert "*" * 16 in (volume.features / "dead" / "notes.txt").read_text()
-    assert (volume.features / "dead" / "notes.txt.reason.json").exists()
-    assert (volume.features / "dead" / "folder~a.txt").read_text() == "*" * 19
+    assert "*" * 16 in (volume.features / "dead" / "e0001-stray-notes.txt").read_text()
+    assert (volume.features / "dead" / "e0001-stray-notes.txt.reason.json").exists()
+    counted = DeadCounter(volume)
+    assert [counted.count(epoch)["features_ready"].segments for epoch in (1, 2)] == [2, 0]  # a reset forgets them
+    assert (volume.features / "dead" / "e0001-stray-folder~a.txt").read_text() == "*" * 19
     assert os.listdir(volume.features / "ready") == []
 
 

@@ -425,10 +425,10 @@ def test_files_that_are_no_segments_are_set_aside_masked(tmp_path: Path) -> None
     publish(volume, [3])
     drain(open_log(volume))
     dead = volume.raw / "dead"
-    assert (dead / f"{'*' * 16}.csv").read_text() == f"{'*' * 16},12.50"
-    assert "no" in json.loads((dead / f"{'*' * 16}.csv.reason.json").read_text())["reason"]
+    assert (dead / f"e0001-stray-{'*' * 16}.csv").read_text() == f"{'*' * 16},12.50"
+    assert "no" in json.loads((dead / f"e0001-stray-{'*' * 16}.csv.reason.json").read_text())["reason"]
     assert [path.name for path in ready.iterdir()] == [raw_name(1).file]
-    assert (dead / f"folder~{'*' * 16}~notes.csv").read_text() == "*" * 19
+    assert (dead / f"e0001-stray-folder~{'*' * 16}~notes.csv").read_text() == "*" * 19
     assert not any(path.is_dir() for path in dead.iterdir())
     assert tmp_path.is_dir()
 
