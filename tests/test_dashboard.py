@@ -38,7 +38,7 @@ TABS = ("business", "pipeline", "model", "control")
 FILLED = {
     "business": "document.querySelectorAll('#view-business tbody tr').length > 10",
     "pipeline": "document.querySelectorAll('#view-pipeline .chart canvas').length === 4",
-    "model": "document.querySelectorAll('#view-model .chart canvas').length === 3",
+    "model": "document.querySelectorAll('#view-model .chart canvas').length === 4",
     "control": "document.querySelector('#view-control .facts dd')?.textContent === 'Working'",
 }
 METRICS: dict[str, Any] = {
@@ -53,6 +53,25 @@ METRICS: dict[str, Any] = {
     },
     "importances": {"merch_risk_30d": 0.4, "card_count_1h": 0.35, "hour": 0.25},
     "by_scenario": {"velocity_attack": 0.8, "geo_anomaly": 0.55},
+    "cost_optimal_threshold": 0.3,
+    "calibration": {
+        "ece": 0.0031, "brier": 0.0042, "slope": 0.97, "intercept": -0.05,
+        "bins": [
+            {"low": i / 10, "high": (i + 1) / 10, "rows": 30_000 // 4**i, "frauds": 30_000 // 4**i * i // 11,
+             "mean_score": (i + 0.5) / 10, "fraud_rate": i / 11} if i < 8 else
+            {"low": i / 10, "high": (i + 1) / 10, "rows": 0, "frauds": 0, "mean_score": None, "fraud_rate": None}
+            for i in range(10)
+        ],
+    },
+}  # fmt: skip
+SHADOW: dict[str, Any] = {
+    "average_precision": 0.702, "promoted": False,
+    "verdict": {
+        "promoted": False, "reason": "average precision 0.702 is not above 0.710 by 0.005", "margin": 0.005,
+        "version": "v000002", "champion_average_precision": 0.71, "challenger_average_precision": 0.702,
+        "confidence": None, "champion_ece": 0.0031, "challenger_ece": 0.0044, "rows": 30_000, "frauds": 150,
+        "seen_by_champion": False,
+    },
 }  # fmt: skip
 
 
@@ -80,10 +99,12 @@ def server(volume: Volume, scorer: Scorer) -> Iterator[Server]:
     """A pipeline with all its stages and its second model."""
     beat_all(volume, figures={"matured_rows": 31_000, "needed_rows": 20_000})
     put_model(volume, "v000001", **METRICS)
+    put_model(volume, "v000003", **METRICS | SHADOW)  # the newest, and not in service
     put_model(volume, "v000002", **METRICS)
     thresholds = [
         {"threshold": t / 100, "precision": t / 100, "recall": 1 - t / 100, "alerts_per_million": 9000.0 - 80 * t,
-         "fraud_dollars_caught": 1e5, "fraud_dollars_missed": 2e4} for t in range(10, 100, 2)
+         "fraud_dollars_caught": 1e5, "fraud_dollars_missed": 2e4, "cost": 4e5 + 1e4 * abs(t - 30)}
+        for t in range(10, 100, 2)
     ]  # fmt: skip
     (volume.models / "v000002" / "thresholds.json").write_text(json.dumps(thresholds))
     started = Server(volume.root, api_workers=1, api_token="secret", lease_seconds=600)
@@ -186,6 +207,30 @@ def test_the_numbers_are_those_of_the_api(browser: Any, server: Server) -> None:
         for name, card in shown.items():  # every card says its formula and its source
             assert kpis[name]["formula"] in card.get_attribute("data-tip")
             assert "Source:" in card.get_attribute("data-tip")
+
+
+def test_champion_challenger_calibration_and_costs_are_those_of_the_api(browser: Any, server: Server) -> None:
+    answer = server.get("/api/model")
+    with Page(browser, server) as view:
+        page = view.open("model")
+        duel = page.locator("#view-model section[aria-label='Champion and challenger']")
+        duel.locator(".verdict .state.shadow").wait_for()
+        assert duel.locator(".verdict").inner_text() == f"in the shadow {answer['challenger']['verdict']['reason']}"
+        assert "margin 0.005 · 30,000 rows, 150 frauds" in duel.inner_text()
+        rows = [row.split("\t") for row in duel.locator("tbody tr").all_inner_texts()]
+        assert rows[:3] == [
+            ["Version", "v000002", "v000003"],
+            ["Average precision, judged together", "0.710", "0.702"],
+            ["Calibration error, judged together", "0.0031", "0.0044"],
+        ]
+        calibration = page.locator("#view-model section[aria-label='Calibration']")
+        assert calibration.locator("dd").all_inner_texts() == ["0.0031", "0.0042", "0.97", "-0.05"]
+        assert calibration.locator(".scroll tbody tr").count() == 8  # bins without rows say nothing
+        thresholds = page.locator("#view-model section[aria-label='Thresholds'] tbody")
+        assert thresholds.locator("tr:has(.best)").inner_text().split("\t")[0] == "0.30"
+        assert thresholds.locator("tr.current").inner_text().split("\t")[:2] == ["0.52", "in force"]
+        assert thresholds.locator("tr.current td").last.inner_text() == "$620,000"
+        assert view.errors == []
 
 
 def test_every_number_has_a_tip(browser: Any, server: Server) -> None:

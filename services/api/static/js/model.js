@@ -61,7 +61,7 @@ export class ModelView {
       versions: panel("Versions", `Newest first. ${FILES}`, this.versions),
     };
     const spans = {
-      duel: 6, labels: 6, drift: 6, calibration: 6, overTime: 6, curve: 6, thresholds: 6, importances: 6, loss: 6, scenarios: 6, versions: 12,
+      duel: 6, labels: 6, drift: 6, calibration: 6, overTime: 6, curve: 6, importances: 5, thresholds: 7, loss: 6, scenarios: 6, versions: 12,
     };
     root.append(this.progress, this.cards, h("div.grid", {}, ...Object.entries(spans).map(([name, columns]) => {
       this.panels[name].classList.add(`w${columns}`);

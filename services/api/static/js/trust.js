@@ -138,12 +138,12 @@ export class Labels {
       ["Unlabelled", count(labels?.unlabelled), `Decisions on live traffic that no label has come for. ${LEDGER}`],
     ]);
     facts(this.feedback, [
-      ["Received", count(feedback?.received), `Labels sent to POST /api/labels or dropped in raw-data/labels/. ${LEDGER}`],
+      ["Received", count(feedback?.received), `Labels sent to POST /api/labels or dropped in raw-data/labels/ that were joined or given up. ${LEDGER}`],
       ["Applied", count(feedback?.applied), `Joined to a decision for the first time. ${LEDGER}`],
       ["Corrected", count(feedback?.corrected), `Changed a label that was there. ${LEDGER}`],
       ["Duplicate", count(feedback?.duplicate), `Said what was known. ${LEDGER}`],
-      ["Unmatched", count(feedback?.unmatched), `No such decision is kept. ${LEDGER}`],
-      ["Waiting", count(feedback?.waiting), `Not joined yet. ${LEDGER}`],
+      ["Unmatched", count(feedback?.unmatched), `Given up: no such decision was found. ${LEDGER}`],
+      ["Waiting", count(feedback?.waiting), `Labels whose decision is not there yet. Source: raw-data/labels/.`],
     ]);
     facts(this.reasons, [
       ["Computed", count(reasons?.computed), `Flagged transactions whose reasons were computed in the stream. ${LEDGER}`],
