@@ -321,6 +321,85 @@ MODEL: Final = (
         "Training time", "How long the training of the model in service took.", "s",
         Query("max(spearhead_model_train_seconds)", "training"),
     ),
+    stat_of(
+        "Challenger's lead", "Average precision of the newest model that did not go into service, less the champion's, "
+        "on the same rows. No value: the newest one is in service.", "none",
+        "max(spearhead_model_challenger_average_precision_ratio)"
+        " - max(spearhead_model_challenger_champion_average_precision_ratio)",
+    ),
+    stat_of(
+        "Calibration error", "Expected calibration error of the model in service on its test part: the mean distance "
+        "of a score from the share of fraud among such scores.", "none",
+        "max(spearhead_model_calibration_error_ratio)", ((None, GOOD), (0.005, FAIR), (0.02, BAD)),
+    ),
+    stat_of(
+        "Cheapest threshold", "Where alerts and missed frauds cost least together, on the test part of the model in "
+        "service. FRAUD_THRESHOLD is what decides.", "none", "max(spearhead_model_threshold_cost_optimal_ratio)",
+    ),
+    stat_of(
+        "Largest drift", "The largest PSI of a feature against the champion's training window: warning from 0.1, alarm "
+        "from 0.25.", "none", "max(spearhead_drift_psi)", ((None, GOOD), (0.1, FAIR), (0.25, BAD)),
+    ),
+    stat_of(
+        "Frauds over expected", "Frauds found among matured labels, over the sum of their scores: 1 is calibrated.",
+        "none", "max(spearhead_drift_calibration_ratio)",
+        ((None, BAD), (0.5, FAIR), (0.67, GOOD), (1.5, FAIR), (2.0, BAD)),
+    ),
+    stat_of(
+        "Reasons deferred", "Share of the range's flagged transactions whose reasons wait for a look-up: more were "
+        "flagged than REASONS_MAX_PER_S.", "percentunit",
+        "max(increase(spearhead_reasons_deferred_total[$__range])) / (max(increase(spearhead_reasons_deferred_total"
+        "[$__range])) + max(increase(spearhead_reasons_computed_total[$__range])))",
+        ((None, GOOD), (0.2, FAIR), (0.5, BAD)),
+    ),
+    lines(
+        "Champion and challenger", "Average precision of both on the same latest rows: the newest model that did not "
+        "go into service, and the one it was judged against.", "none",
+        Query("max(spearhead_model_challenger_champion_average_precision_ratio)", "champion"),
+        Query("max(spearhead_model_challenger_average_precision_ratio)", "challenger"),
+    ),
+    lines(
+        "Calibration", "Expected calibration error: of the model in service on its test part, of the challenger on the "
+        "rows of its verdict.", "none",
+        Query("max(spearhead_model_calibration_error_ratio)", "in service"),
+        Query("max(spearhead_model_challenger_calibration_error_ratio)", "challenger"),
+    ),
+    lines(
+        "Drift of features", "PSI of recent rows against the champion's training window, the ten largest. Warning from "
+        "0.1, alarm from 0.25.", "none",
+        Query("topk(10, max by (feature) (spearhead_drift_psi))", "{{feature}}"),
+        steps=((None, GOOD), (0.1, FAIR), (0.25, BAD)),
+    ),
+    lines(
+        "Drift of scores and labels", "PSI of the risk score; the fraud rate of matured labels over that of training; "
+        "frauds found over the sum of scores.", "none",
+        Query("max(spearhead_drift_score_psi)", "score PSI"),
+        Query("max(spearhead_drift_label_ratio)", "fraud rate over training's"),
+        Query("max(spearhead_drift_calibration_ratio)", "frauds over expected"),
+    ),
+    lines(
+        "Feedback", "Labels a second that came by POST /api/labels or raw-data/labels/, and what became of them.",
+        "ops",
+        Query("max(rate(spearhead_labels_received_total[$__rate_interval]))", "received"),
+        Query("max(rate(spearhead_labels_applied_total[$__rate_interval]))", "applied"),
+        Query("max(rate(spearhead_labels_corrected_total[$__rate_interval]))", "corrected"),
+        Query("max(rate(spearhead_labels_duplicate_total[$__rate_interval]))", "duplicate"),
+        Query("max(rate(spearhead_labels_unmatched_total[$__rate_interval]))", "unmatched"),
+    ),
+    lines(
+        "Labels that wait", "Labels that came and are not joined to their decisions yet.", "short",
+        Query("max(spearhead_labels_waiting)", "waiting"),
+    ),
+    lines(
+        "Reasons", "Flagged transactions a second whose reasons were computed in the stream, or left to the look-up.",
+        "ops",
+        Query("max(rate(spearhead_reasons_computed_total[$__rate_interval]))", "computed"),
+        Query("max(rate(spearhead_reasons_deferred_total[$__rate_interval]))", "deferred"),
+    ),
+    Panel(
+        "table", "Challenger", "The newest model, if it did not go into service.", "none",
+        (Query("max by (version) (spearhead_model_challenger_info)"),), 12, 8,
+    ),
     Panel(
         "table", "Version in service", "The version that inference workers use.", "none",
         (Query("max by (version) (spearhead_model_info)"),), 12, 4,
