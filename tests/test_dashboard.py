@@ -21,6 +21,7 @@ from processes import ROOT, wait_until
 from test_api import beat_all, put_model
 from test_api_server import Server
 
+from spearhead import kpi
 from spearhead.control import Control, write_control
 from spearhead.volume import Volume
 
@@ -293,6 +294,8 @@ def test_loading_before_anything_is_known(browser: Any, server: Server) -> None:
         view.page.goto(f"http://127.0.0.1:{server.port}/")
         view.page.wait_for_selector(".pill:text('Connecting')")
         assert view.page.locator(".card strong").first.inner_text() == "–"
+        names = view.page.locator("#view-business .card .name").all_inner_texts()
+        assert set(names) < {one.name for one in kpi.KPIS}
         view.shot("state-loading")
 
 
@@ -318,6 +321,7 @@ def test_empty_volume(browser: Any, tmp_path: Path) -> None:
                 page = view.open(tab)
                 page.wait_for_selector("#notice.error")
                 assert "is not a Spearhead volume yet" in page.locator("#notice").inner_text()
+                assert page.locator(".state.absent").count() == 0  # nobody can say so
                 view.shot(f"state-no-volume-{tab}")
             assert page.locator("text=Control is closed").is_visible()
             assert view.errors == []

@@ -7,23 +7,23 @@ import { UNKNOWN, category, clock, count, fixed, milliseconds, money, percent, s
 const LEDGER = "Source: the ledger, counted once per transaction since start or reset.";
 const LABELS = "Source: the ledger; matured labels of event time that the model had not seen.";
 
-/* The cards: [key, how to show the value, what null means]. Names, formulas and units come with the data. */
+/* The cards: [key, name until the data brings it, how to show the value, what null means]. Formulas and units come with the data. */
 const HEROES = [
-  ["fraud_exposure_identified", shortMoney, "no data yet"],
-  ["fraud_rate", percent, "no transactions yet"],
-  ["high_risk_flagged", short, "no data yet"],
-  ["transactions_analyzed", short, "no data yet"],
-  ["projected_annual_savings", shortMoney, "needs some time to project from"],
+  ["fraud_exposure_identified", "Fraud exposure identified", shortMoney, "no data yet"],
+  ["fraud_rate", "Fraud rate ($)", percent, "no transactions yet"],
+  ["high_risk_flagged", "High-risk flagged", short, "no data yet"],
+  ["transactions_analyzed", "Transactions analysed", short, "no data yet"],
+  ["projected_annual_savings", "Annual savings", shortMoney, "needs some time to project from"],
 ];
 const CARDS = [
-  ["decision_latency_ms", milliseconds, "no transactions yet"],
-  ["precision", percent, "no matured labels out of sample"],
-  ["recall", percent, "no matured labels out of sample"],
-  ["false_positive_rate", percent, "no matured labels out of sample"],
-  ["alerts_per_million", short, "no transactions yet"],
-  ["high_risk_txn_rate", percent, "no transactions yet"],
-  ["risk_concentration", percent, "nothing flagged yet"],
-  ["flashblade_util", (value) => (value === null ? UNKNOWN : `${value.toFixed(1)} %`), "no maximum configured"],
+  ["decision_latency_ms", "Decision latency", milliseconds, "no transactions yet"],
+  ["precision", "Precision at threshold", percent, "no matured labels out of sample"],
+  ["recall", "Recall", percent, "no matured labels out of sample"],
+  ["false_positive_rate", "False positive rate", percent, "no matured labels out of sample"],
+  ["alerts_per_million", "Alerts per 1 M", short, "no transactions yet"],
+  ["high_risk_txn_rate", "High-risk transaction rate", percent, "no transactions yet"],
+  ["risk_concentration", "Risk concentration", percent, "nothing flagged yet"],
+  ["flashblade_util", "Volume utilisation", (value) => (value === null ? UNKNOWN : `${value.toFixed(1)} %`), "no maximum configured"],
 ];
 
 /* States as squares about where they are: [row, column]. */
@@ -41,8 +41,8 @@ export class Business {
 
   constructor(root) {
     this.cards = new Map();
-    const card = ([key, format, missing], hero) => {
-      const one = { format, missing, value: h("strong", {}, UNKNOWN), name: h("span.name", {}, words(key)), note: h("span.sub"), line: spark() };
+    const card = ([key, name, format, missing], hero) => {
+      const one = { format, missing, value: h("strong", {}, UNKNOWN), name: h("span.name", {}, name), note: h("span.sub"), line: spark() };
       one.element = h(hero ? "article.card.hero" : "article.card", { tabindex: "0" }, one.name, one.value, one.note, one.line);
       this.cards.set(key, one);
       return one.element;

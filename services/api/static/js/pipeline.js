@@ -63,7 +63,7 @@ export class Pipeline {
       { label: "Memory", numeric: true, cell: (row) => bytes(row.rss_bytes), tip: `Resident memory. ${BEATS}` },
       { label: "Worker", cell: (row) => row.worker },
       { label: "Says", cell: (row) => row.last_error ?? row.detail },
-    ], "No worker is alive");
+    ], "No worker is known to be alive");
     this.space = h("dl.facts");
     this.whole = h("dl.facts");
     this.panels = {
@@ -117,7 +117,7 @@ export class Pipeline {
       fact("Up", seconds(dashboard.pipeline.uptime_seconds), `Since the longest-running worker started. ${BEATS}`),
       fact("CPU", dashboard.utilization.cpu_cores === null ? UNKNOWN : `${fixed(dashboard.utilization.cpu_cores, 2)} cores`, `Sum over workers. ${BEATS}`),
       fact("Memory", dashboard.utilization.ram_gb === null ? UNKNOWN : `${fixed(dashboard.utilization.ram_gb, 2)} GB, ${fixed(dashboard.utilization.ram_percent, 1)} %`, `Sum over workers, and its share of this host's. ${BEATS}`),
-      fact("Peak", `${short(dashboard.throughput.peak)} rows/s`, "The busiest minute's mean, or the rate now if higher. Source: the ledger."));
+      fact("Peak", dashboard.throughput.peak === null ? UNKNOWN : `${short(dashboard.throughput.peak)} rows/s`, "The busiest minute's mean, or the rate now if higher. Source: the ledger."));
     this.workers.show(dashboard.workers ?? []);
     if (pressure) this.#pressure(pressure);
   }
@@ -129,7 +129,7 @@ export class Pipeline {
       const replicas = dashboard.pod_counts[key];
       text(one.replicas, replicas === null ? UNKNOWN : `${replicas} ${replicas === 1 ? "replica" : "replicas"}`);
       const states = (dashboard.workers ?? []).filter((worker) => worker.stage === one.stage).map((worker) => worker.state);
-      const state = ["disk_low", "back_pressure", "no_model", "paused", "running", "starting", "idle", "stopped"].find((name) => states.includes(name)) ?? "absent";
+      const state = ["disk_low", "back_pressure", "no_model", "paused", "running", "starting", "idle", "stopped"].find((name) => states.includes(name)) ?? (replicas === null ? "unknown" : "absent");
       text(one.state, words(state));
       one.state.className = `state ${state}`;
     }
