@@ -163,7 +163,11 @@ def test_damaged_and_foreign_files_in_the_queues_are_set_aside(up: Start, sparko
     report = verified(pipeline.root)
     assert report["ok"], report
     assert report["ledger"] == ROWS
-    for folder, name in ((raw, "letter.txt"), (features, "e0001-g77-p00-000000000001"), (features, torn.stem)):
+    for folder, name in (
+        (raw, "e0001-stray-letter.txt"),
+        (features, "e0001-g77-p00-000000000001"),
+        (features, torn.stem),
+    ):
         reasons = list((folder / "dead").glob(f"{name}*.reason.json"))
         assert len(reasons) == 1, name
         assert msgspec.json.decode(reasons[0].read_bytes())["reason"]
