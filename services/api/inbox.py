@@ -131,14 +131,19 @@ class Inbox:
 
     def _complete(self) -> list[str]:
         """Files that are as they were at the look before."""
-        now = {
-            name: self._identity(name)
-            for name in self._volume.files.list(self._folder)
-            if not name.endswith(UNFINISHED) and (self._folder / name).is_file()
-        }
+        now = {name: self._identity(name) for name in self._names(self._folder) if not name.endswith(UNFINISHED)}
         ready = [name for name, identity in now.items() if self._seen.get(name) == identity]
         self._seen = now
         return ready
+
+    def _names(self, folder: Path) -> Iterator[str]:
+        """Files below the inbox, folders in it included: what is dropped there must not stay. Links lead nowhere."""
+        for name in self._volume.files.list(folder):
+            path = folder / name
+            if path.is_dir() and not path.is_symlink():
+                yield from self._names(path)
+            elif path.is_file():
+                yield path.relative_to(self._folder).as_posix()
 
     def _identity(self, name: str) -> str:
         try:
@@ -161,7 +166,7 @@ class Inbox:
                 self._refuse(path, identity, f"{error}; rows taken before: {self._mark(identity).done:,}")
                 return
         self._volume.files.remove(path)
-        self._volume.files.sync_folders([self._folder])
+        self._volume.files.sync_folders([path.parent])
         self._log.info("inbox file taken", file=name, rows=self._rows)
 
     def _mark(self, identity: str) -> Mark:
