@@ -51,6 +51,7 @@ class Mark(msgspec.Struct, frozen=True):
     identity: str
     done: int
     end: bool
+    name: str = ""  # of the file, below the inbox
 
 
 class UnreadableError(ValueError):
@@ -112,7 +113,11 @@ class Inbox:
         finish(self._volume, cut_short, self._settings.partitions, self._worker, self._roster.alive())
         if not ready or not self._lease.take(self._roster.alive()):
             return
-        for name in ready:
+        self._resume()
+        begun = self._begun()
+        if begun and begun not in ready:
+            return
+        for name in sorted(ready, key=lambda name: name != begun):
             if self._stop.is_set():
                 return
             self._take(name)
@@ -171,10 +176,20 @@ class Inbox:
 
     def _mark(self, identity: str) -> Mark:
         """How much of the file is published."""
+        newest = self._newest_mark()
+        return newest if newest is not None and newest.identity == identity else Mark(identity, 0, False)
+
+    def _begun(self) -> str:
+        """The file that is published in part and still there: it comes before any other, whose cursor would hide it."""
+        newest = self._newest_mark()
+        if newest is None or newest.end or self._identity(newest.name) != newest.identity:
+            return ""
+        return newest.name
+
+    def _newest_mark(self) -> Mark | None:
         assert self._producer is not None
         cursor = self._producer.position.cursor
-        mark = msgspec.json.decode(cursor, type=Mark) if cursor else None
-        return mark if mark is not None and mark.identity == identity else Mark(identity, 0, False)
+        return msgspec.json.decode(cursor, type=Mark) if cursor else None
 
     def _resume(self) -> None:
         epoch = self._volume.epoch()
@@ -195,7 +210,9 @@ class Inbox:
             if self._stop.is_set() or self._volume.epoch() != self._epoch:
                 return False
             self._beat()
-            self._publish(batch, Mark(identity, done + batch.height, following is None), done)
+            self._publish(
+                batch, Mark(identity, done + batch.height, following is None, str(path.relative_to(self._folder))), done
+            )
             done += batch.height
             batch = following
         return True
