@@ -15,6 +15,7 @@ from processes import Up, command, wait_until
 from spearhead.features import WIDTH
 from spearhead.ledger import LedgerFile
 from spearhead.model import Artifact, ModelStore, Window
+from spearhead.pointer import Pointer
 from spearhead.volume import Volume
 
 Start = Callable[..., Up]
@@ -89,6 +90,33 @@ def test_inference_obeys_an_operator_and_refuses_what_is_broken(store: ModelStor
         assert "v000002: model.ubj is damaged" in refused(store, "promote", "v000002")
         assert "no model was in service before" in refused(store, "rollback")
         takes_over("v000001")
+    finally:
+        pipeline.kill()
+
+
+def test_the_trainer_judges_by_the_operators_choice_and_leaves_it_in_service(tmp_path: Path) -> None:
+    """No model is better by a whole 1: what is in service is the first model, or what an operator chose."""
+    settings = SMALL | {"LABEL_DELAY_DAYS": 0.5, "TRAIN_FIRST_ROWS": 2000, "TRAIN_INTERVAL_SECONDS": 0.5,
+                        "FRAUD_RATE": 0.05, "PROMOTE_MARGIN": 1}  # fmt: skip
+    pipeline = Up(tmp_path / "volume", "--rate", "3000", "--no-api", **settings)
+    store = ModelStore(Volume(tmp_path / "volume"))
+
+    def judged_against(version: str) -> list[str]:
+        verdicts = [store.read(name, "metrics.json")["verdict"] for name in store.versions()]
+        return [verdict["reason"] for verdict in verdicts if verdict["version"] == version]
+
+    try:
+        wait_until(lambda: store.folder.exists() and judged_against("v000001"), f"a challenger\n{pipeline.output}")
+        assert store.current() == "v000001"
+        models(store, "promote", "v000002")
+        wait_until(lambda: len(judged_against("v000002")) >= 2, f"two challengers of v000002\n{pipeline.output}")
+        assert store.current() == "v000002"
+        before = len(judged_against("v000001"))
+        models(store, "rollback")
+        wait_until(lambda: len(judged_against("v000001")) >= before + 2, f"challengers of v000001\n{pipeline.output}")
+        assert store.service() == Pointer("v000001", withdrawn=("v000002",))
+        assert not any(reason.startswith("average precision 0") and "against" in reason
+                       for reason in judged_against("v000001"))  # fmt: skip
     finally:
         pipeline.kill()
 

@@ -334,6 +334,16 @@ def test_prune_keeps_fifty_and_the_one_in_service(store):
     assert store.publish(made, promote=False) == "v000054"
 
 
+def test_prune_keeps_what_can_be_rolled_back_to(store):
+    made = artifact()
+    for _ in range(2):
+        store.publish(made, promote=True)
+    for _ in range(52):
+        store.publish(made, promote=False)
+    assert store.prune() == ["v000003", "v000004"]
+    assert store.rollback().version == "v000001"
+
+
 class CrashError(Exception):
     pass
 
