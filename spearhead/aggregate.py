@@ -14,6 +14,8 @@ from typing import Final
 
 import msgspec
 
+from spearhead.reasons import Reason
+
 SCORE_BINS: Final = 20
 MICRO: Final = 1_000_000
 LATENCY_GROWTH: Final = 1.02  # relative width of a latency bucket
@@ -66,6 +68,7 @@ class Signal(msgspec.Struct, gc=False):
     last4: int
     cardholder: str  # "Jennifer B."
     model: str
+    reasons: list[Reason] | None = None  # strongest first; None: not computed
 
 
 class Aggregate(msgspec.Struct):
@@ -76,6 +79,8 @@ class Aggregate(msgspec.Struct):
     flagged: int = 0
     flagged_cents: int = 0
     unlabelled: int = 0  # rows that carry no label
+    reasons_computed: int = 0  # flagged rows whose reasons were computed when they were scored
+    reasons_deferred: int = 0  # flagged rows beyond the budget of reasons
     score_bins: list[int] = msgspec.field(default_factory=lambda: [0] * SCORE_BINS)
     bands: list[int] = msgspec.field(default_factory=lambda: [0] * 3)  # score < 0.6 <= medium < 0.9 <= high
     categories: dict[str, Group] = msgspec.field(default_factory=dict)
@@ -145,6 +150,8 @@ def _merge_counts(into: Aggregate, other: Aggregate) -> None:
     into.flagged += other.flagged
     into.flagged_cents += other.flagged_cents
     into.unlabelled += other.unlabelled
+    into.reasons_computed += other.reasons_computed
+    into.reasons_deferred += other.reasons_deferred
     into.latency_us += other.latency_us
     into.score_bins = [a + b for a, b in zip(into.score_bins, other.score_bins, strict=True)]
     into.bands = [a + b for a, b in zip(into.bands, other.bands, strict=True)]

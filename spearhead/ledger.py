@@ -87,6 +87,8 @@ class LedgerFile(msgspec.Struct, kw_only=True):
     flagged_amount_cents: int = 0
     labelled: Labelled = msgspec.field(default_factory=Labelled)
     unlabelled: int = 0
+    reasons_computed: int = 0  # flagged rows with reasons from the stream
+    reasons_deferred: int = 0  # flagged rows beyond the budget of reasons
     score_bins: list[int] = msgspec.field(default_factory=lambda: [0] * SCORE_BINS)
     bands: list[int] = msgspec.field(default_factory=lambda: [0] * 3)
     categories: dict[str, Group] = msgspec.field(default_factory=dict)
@@ -117,6 +119,8 @@ class LedgerFile(msgspec.Struct, kw_only=True):
             flagged=self.flagged_count,
             flagged_cents=self.flagged_amount_cents,
             unlabelled=self.unlabelled,
+            reasons_computed=self.reasons_computed,
+            reasons_deferred=self.reasons_deferred,
             score_bins=self.score_bins,
             bands=self.bands,
             categories=self.categories,
@@ -141,6 +145,8 @@ class LedgerFile(msgspec.Struct, kw_only=True):
         self.flagged_amount_cents = totals.flagged_cents
         self.flagged_amount = totals.flagged_cents / 100
         self.unlabelled = totals.unlabelled
+        self.reasons_computed = totals.reasons_computed
+        self.reasons_deferred = totals.reasons_deferred
         self.score_bins = totals.score_bins
         self.bands = totals.bands
         self.latency_us = totals.latency_us

@@ -153,6 +153,17 @@ class Model:
         if not features.flags.c_contiguous:
             raise ValueError("the feature matrix must be C-contiguous")
 
+    def contributions(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What each feature adds to the score of each row, in log odds (TreeSHAP): float32 (n, width).
+
+        ``features`` as for ``score``; what is not finite counts as missing. Some 0.5 ms a row: for few rows only.
+        """
+        known = np.where(np.isfinite(features), features, np.float32(np.nan))
+        rows = xgb.DMatrix(known, nthread=1)
+        found = self.booster.predict(rows, pred_contribs=True, validate_features=False)
+        scaled: NDArray[np.float32] = (found[:, : self.width] * self.slope).astype(np.float32)  # the last is the bias
+        return scaled
+
 
 class ModelStore:
     """The versions under ``models/``. Many may read; writers never overwrite one another."""

@@ -6,7 +6,7 @@ alerts. Sums are integers: cents, microseconds, millionths of a score.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 import numba as nb
@@ -28,6 +28,7 @@ from spearhead.aggregate import (
     amount_bucket,
     latency_bucket,
 )
+from spearhead.reasons import Reason
 from spearhead.schema import CATEGORIES, CODED, DECISIONS, MAX_AMOUNT_CENTS, RESULTS, STATES
 
 MINUTE_US: Final = 60_000_000
@@ -62,6 +63,12 @@ class Scored(NamedTuple):
     decisions: NDArray[np.int8]  # (n,), index into DECISIONS
     scored_at: int  # wall time, us since 1970
     model: str
+
+    @property
+    def flagged(self) -> NDArray[np.int64]:
+        """Rows that are flagged, ascending."""
+        rows: NDArray[np.int64] = np.flatnonzero(self.decisions)
+        return rows
 
 
 class Sums(NamedTuple):
@@ -105,6 +112,21 @@ def decide(
     _check(sums)
     scored = Scored(batch, scores, decisions, scored_at, model)
     return scored, _aggregate(sums, scored, hours, producer)
+
+
+def expected_loss(scored: Scored) -> NDArray[np.float64]:
+    """Score times amount of each flagged row, in cents."""
+    rows = scored.flagged
+    loss: NDArray[np.float64] = scored.scores[rows].astype(np.float64) * _numbers(scored.batch, "amt_cents")[rows]
+    return loss
+
+
+def explain(scored: Scored, aggregate: Aggregate, reasons: Mapping[int, list[Reason]]) -> None:
+    """Count in the aggregate of ``scored`` the flagged rows that have ``reasons``, by row, and show its signals'."""
+    aggregate.reasons_computed = len(reasons)
+    aggregate.reasons_deferred = aggregate.flagged - len(reasons)
+    for row, signal in zip(_signal_rows(scored).tolist(), aggregate.signals, strict=True):
+        signal.reasons = reasons.get(row)
 
 
 def results(scored: Scored) -> pa.RecordBatch:
@@ -256,6 +278,7 @@ def _aggregate(sums: Sums, scored: Scored, hours: NDArray[np.int64], producer: s
         flagged=total.flagged,
         flagged_cents=total.flagged_cents,
         unlabelled=int(sums.totals[0]),
+        reasons_deferred=total.flagged,  # until ``explain``
         score_bins=sums.score_bins.tolist(),
         bands=sums.bands.tolist(),
         categories=_groups(sums.categories, CATEGORIES),
@@ -285,7 +308,7 @@ def _groups(table: NDArray[np.int64], names: tuple[str, ...]) -> dict[str, Group
 
 def _signals(scored: Scored) -> list[Signal]:
     """The last flagged rows of the segment, newest first."""
-    rows = np.flatnonzero(scored.decisions)[-MAX_SIGNALS:][::-1]
+    rows = _signal_rows(scored)
     if len(rows) == 0:
         return []
     columns = scored.batch.select(_SIGNAL_COLUMNS).take(pa.array(rows)).to_pydict()
@@ -311,6 +334,10 @@ def _signals(scored: Scored) -> list[Signal]:
             strict=True,
         )
     ]
+
+
+def _signal_rows(scored: Scored) -> NDArray[np.int64]:
+    return scored.flagged[-MAX_SIGNALS:][::-1]
 
 
 _SIGNAL_COLUMNS: Final = ["trans_num", "amt_cents", "merchant", "category", "state", "last4", "first", "last_initial"]

@@ -65,6 +65,9 @@ class Settings(BaseSettings):
 
     # Model
     fraud_threshold: float = Field(0.52, gt=0, lt=1, description="Risk score from which a transaction is flagged")
+    reasons_max_per_s: int = Field(
+        500, ge=0, description="Flagged transactions explained a second, by all replicas; dearest first"
+    )
     train_first_rows: int = Field(20_000, ge=1, description="Matured rows that the first model waits for")
     train_interval_seconds: float = Field(60.0, gt=0, description="Retrain at least this often when rows are new")
     train_new_rows: int = Field(1_000_000, ge=1, description="Retrain early once this many new rows have matured")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from fastapi.testclient import TestClient
 from ledgers import Scorer
@@ -17,10 +18,12 @@ from starlette.routing import Route
 
 from services.api import schemas
 from services.api.app import create_app
+from spearhead.aggregate import Aggregate
 from spearhead.control import Control, read_control, write_control
 from spearhead.files import Files
 from spearhead.heartbeat import Heartbeat, Roster
 from spearhead.log import worker_logger
+from spearhead.reasons import Reason
 from spearhead.runner import iso_now
 from spearhead.settings import Settings
 from spearhead.volume import Volume
@@ -499,6 +502,31 @@ def test_champion_and_challenger_are_told_apart(api: Api) -> None:
     api.volume.files.replace(api.volume.models / "current", b"v000002\nbefore v000001\n")
     api.look()
     assert api.get("/api/model")["challenger"] is None, "the newest is in service"
+
+
+def test_signals_say_why_and_what_has_no_reasons_is_counted(api: Api, volume: Volume) -> None:
+    scorer = Scorer(volume)
+    path = volume.pending / f"{scorer.score(1000)}.json"
+    aggregate = msgspec.json.decode(path.read_bytes(), type=Aggregate)
+    aggregate.reasons_computed, aggregate.reasons_deferred = 1, aggregate.flagged - 1
+    newest = aggregate.signals[0]
+    newest.reasons = [Reason("amt", newest.cents / 100 * 1.0009, 2.5), Reason("card_amt_ratio", 14.2, 0.5)]
+    path.write_bytes(msgspec.json.encode(aggregate))
+    scorer.fold()
+    shown = {one["trans_num"]: one for one in api.get("/api/business/metrics")["recent_risk_signals"]}
+    dollars = newest.cents / 100
+    assert shown[newest.trans_num]["reasons"] == [
+        {"code": "amount", "text": f"amount ${dollars:,.2f}", "feature": "amt", "value": dollars, "contribution": 2.5},
+        {
+            "code": "amount_for_card",
+            "text": "amount 14× the card's usual",
+            "feature": "card_amt_ratio",
+            "value": 14.2,
+            "contribution": 0.5,
+        },
+    ]
+    assert [one["reasons"] for one in shown.values()].count([]) == len(shown) - 1 > 0
+    assert api.get("/api/model")["reasons_summary"] == {"computed": 1, "deferred": aggregate.flagged - 1}
 
 
 def put_model(volume: Volume, version: str = "v000001", **metrics: Any) -> None:

@@ -24,6 +24,7 @@ from spearhead.files import Files
 from spearhead.heartbeat import Heartbeat, Roster
 from spearhead.ledger import read_ledger
 from spearhead.model import ModelError, ModelStore
+from spearhead.reasons import strongest
 from spearhead.schema import CATEGORIES, RESULTS, STATES, features_schema
 from spearhead.segment import SegmentInfo, SegmentName, read_segment, write_segment
 from spearhead.settings import Settings
@@ -390,3 +391,39 @@ def test_a_finite_run_or_no_limit_keeps_all(volume, store, limits):
 def test_feature_names_are_the_models(store):
     with pytest.raises(ModelError):
         ModelStore(Volume(store.folder.parent), features=FEATURES[:-1]).load(store.publish(wide(), promote=True))
+
+
+@pytest.mark.parametrize("most", [0, 8, 1000])
+def test_the_dearest_flagged_rows_have_reasons_that_are_the_models(volume, store, most):
+    """A budget of 0.5 s: of 8 a second 4 rows, of 0 none, of 1000 all. Signals carry theirs into the ledger."""
+    store.publish(wide(), promote=True)
+    name = publish_features(volume, 1)
+    batch, _ = read_segment(volume.features / "ready" / f"{name}.arrow")
+    stage = replica(volume, reasons_max_per_s=most)
+    stage.step()
+    stage.close()
+    table = results(volume)
+    loss = table["risk_score"] * table["amt"]
+    flagged = [row for row in loss.arg_sort(descending=True) if table["decision"].cast(str)[row] == "flagged"]
+    features = codes.values(batch.column("features"))
+    added = store.load("v000001").contributions(features)
+    expected = {table["trans_num"][row]: strongest(features[[row]], added[[row]])[0] for row in flagged[: most // 2]}
+    ledger = read_ledger(volume)
+    assert len(flagged) > 4
+    assert ledger.reasons_computed == len(expected)
+    assert ledger.reasons_deferred == ledger.flagged_count - len(expected)
+    shown = {signal.trans_num: signal.reasons for signal in ledger.recent_signals}
+    assert shown == {trans_num: expected.get(trans_num) for trans_num in shown}
+    assert any(shown.values()) == (most > 0)
+
+
+def test_contributions_add_up_to_the_score(volume, store):
+    """With the calibrated bias they are the whole log odds: a row's differ from another's as their log odds do."""
+    store.publish(wide(), promote=True)
+    model = store.load("v000001")
+    features = codes.decode(codes.encode(np.random.default_rng(1).random((50, WIDTH), dtype=np.float32)))
+    scores = model.score(codes.encode(features)).astype(np.float64)
+    odds = np.log(scores / (1 - scores))
+    added = model.contributions(features).sum(axis=1, dtype=np.float64)
+    assert added.shape == (50,)
+    np.testing.assert_allclose(added - added[0], odds - odds[0], atol=1e-3)

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from services.api.reader import total
 from services.api.snapshot import Assessment, Snapshot, assess, iso, iso_us
-from spearhead import kpi
+from spearhead import kpi, reasons
 from spearhead.aggregate import MICRO, Signal
 from spearhead.ledger import LedgerFile
 from spearhead.settings import Settings
@@ -152,7 +152,7 @@ def signal(one: Signal, now: float) -> Payload:
         "event_time": iso_us(one.event_time),
         "seconds_ago": max(0, int(now - one.scored_at / 1e6)),
         "model_version": one.model,
-        "reasons": [],
+        "reasons": [reasons.shown(reason, one.cents / 100) for reason in one.reasons or ()],
     }
 
 

@@ -42,12 +42,22 @@ def model(snapshot: Snapshot) -> Payload:
         "calibration": _calibration(metrics),
         "thresholds": [{"cost": None} | row for row in models.thresholds] if models else [],
         "cost_optimal_threshold": metrics.get("cost_optimal_threshold"),
+        "reasons_summary": _reasons(snapshot),
         "importances": [
             {"feature": name, "share": share} for name, share in (metrics.get("importances") or {}).items()
         ],
         "by_scenario": metrics.get("by_scenario") or {},
         "by_category": metrics.get("by_category") or {},
         "timestamp": iso(snapshot.time),
+    }
+
+
+def _reasons(snapshot: Snapshot) -> Payload:
+    """How many flagged rows were explained as they were scored, and how many not."""
+    ledger = snapshot.ledger
+    return {
+        "computed": None if ledger is None else ledger.reasons_computed,
+        "deferred": None if ledger is None else ledger.reasons_deferred,
     }
 
 

@@ -120,6 +120,12 @@ def _totals(ledger: LedgerFile) -> Iterator[Metric]:
     yield from _counter("transactions_amount_dollars", "Amount of all transactions", ledger.amount_total)
     yield from _counter("flagged", "Transactions at or above the threshold", ledger.flagged_count)
     yield from _counter("flagged_amount_dollars", "Amount of flagged transactions", ledger.flagged_amount)
+    yield from _counter(
+        "reasons_computed", "Flagged transactions explained as they were scored", ledger.reasons_computed
+    )
+    yield from _counter(
+        "reasons_deferred", "Flagged transactions beyond the budget of reasons", ledger.reasons_deferred
+    )
     yield from _counter("unlabelled", "Transactions that carry no label", ledger.unlabelled)
     found = kpi.concentration(ledger.flagged_amounts)
     yield from _gauge("risk_concentration_ratio", "Share of flagged amount in the dearest 1 % of flagged", found.share)

@@ -50,6 +50,14 @@ class CategoryRisk(Shape):
     transactions: int
 
 
+class Reason(Shape):
+    code: str = Field(description="What it is about; features that say much the same share one")
+    text: str = Field(description="In plain words")
+    feature: str = Field(description="The feature of the code that raised the score most")
+    value: float = Field(description="The feature's")
+    contribution: float = Field(description="What the code adds to the score, in log odds")
+
+
 class RiskSignal(Shape):
     trans_num: str
     risk_score: float
@@ -63,7 +71,7 @@ class RiskSignal(Shape):
     event_time: str
     seconds_ago: int
     model_version: str
-    reasons: list[str]
+    reasons: list[Reason] = Field(description="At most 3, strongest first; [] where none was computed")
 
 
 class Percentiles(Shape):
@@ -457,6 +465,11 @@ class FeatureShare(Shape):
     share: float
 
 
+class ReasonsSummary(Shape):
+    computed: int | None = Field(description="Flagged transactions explained as they were scored")
+    deferred: int | None = Field(description="Flagged transactions beyond the budget of reasons: they have none")
+
+
 class ModelDetails(Shape):
     status: Status
     state: ModelState
@@ -470,6 +483,9 @@ class ModelDetails(Shape):
     calibration: Calibration
     thresholds: list[dict[str, float | None]]
     cost_optimal_threshold: float | None
+    reasons_summary: ReasonsSummary = Field(
+        description="How many flagged transactions have reasons; `REASONS_MAX_PER_S` is the budget"
+    )
     importances: list[FeatureShare]
     by_scenario: dict[str, float | None]
     by_category: dict[str, dict[str, float | None]]
@@ -583,7 +599,7 @@ class Decision(Shape):
     ingested_at: str
     timestamp: str = Field(description="When it was decided")
     is_fraud: bool | None
-    reasons: list[str]
+    reasons: list[Reason] = Field(description="[]: result files keep none; see `recent_risk_signals`")
     segment: str | None = None
 
 

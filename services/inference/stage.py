@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar, Final
 
 import msgspec
+import numpy as np
 
+from services.inference.budget import Budget
 from services.inference.retention import Retention
 from services.inference.watch import ModelWatch
-from spearhead import codes, scoring, trees
+from spearhead import codes, reasons, scoring, trees
 from spearhead.aggregate import Aggregate
 from spearhead.backlog import RawHeads
 from spearhead.heartbeat import Roster
@@ -46,6 +48,7 @@ class Inference(Stage):
         self._retention = Retention(
             volume, RawHeads(volume), settings.results_retention_bytes, settings.results_retention_seconds
         )
+        self._reasons = Budget(settings.reasons_max_per_s)
         self._fold_due = Timer(settings.fold_seconds)
         self._recover_due = Timer(RECOVER_SECONDS)
         self._retention_due = Timer(RETENTION_SECONDS)
@@ -122,9 +125,21 @@ class Inference(Stage):
             scored_at=time.time_ns() // 1000,
             model=model.version,
         )
+        self._explain(scored, aggregate, model)
         write_segment(self.files, self._hop.staged(claim, SUFFIX), scoring.results(scored), claim.info)
         self.files.create(self._hop.staged(claim, AGGREGATE_SUFFIX), msgspec.json.encode(aggregate))
         return aggregate
+
+    def _explain(self, scored: scoring.Scored, aggregate: Aggregate, model: Model) -> None:
+        """Give the flagged rows that may cost most their reasons, as many as the budget allows now."""
+        flagged = scored.flagged
+        taken = self._reasons.take(len(flagged))
+        if taken == 0:
+            return
+        rows = np.sort(flagged[np.argsort(-scoring.expected_loss(scored), kind="stable")[:taken]])
+        features = codes.decode(codes.of(scored.batch.column("features"))[rows])
+        found = reasons.strongest(features, model.contributions(features))
+        scoring.explain(scored, aggregate, dict(zip(rows.tolist(), found, strict=True)))
 
     def _count(self, aggregate: Aggregate) -> None:
         self._rows += aggregate.count
@@ -134,16 +149,19 @@ class Inference(Stage):
     def _keep_house(self) -> None:
         if self._recover_due.due():
             self._hop.recover()
-            self._share_folding()
+            self._share()
         if self._fold_due.due():
             self._ledger.fold()
         if self._retention_due.due():
             self._retention.prune(self.epoch)
 
-    def _share_folding(self) -> None:
-        """The more replicas, the less often each folds: the ledger is as fresh, and they rarely collide."""
+    def _share(self) -> None:
+        """The more replicas, the less often each folds (the ledger is as fresh, and they rarely collide), and the
+        fewer reasons each computes.
+        """
         replicas = sum(heartbeat.stage == self.name for heartbeat in self._roster.alive().values())
         self._fold_due.seconds = self.settings.fold_seconds * max(1, replicas)
+        self._reasons.rate = self.settings.reasons_max_per_s / max(1, replicas)
 
     def _wait_for_model(self) -> None:
         """Say why nothing is scored; features wait in the queue meanwhile."""
