@@ -336,6 +336,13 @@ MODEL: Final = (
         "Cheapest threshold", "Where alerts and missed frauds cost least together, on the test part of the model in "
         "service. FRAUD_THRESHOLD is what decides.", "none", "max(spearhead_model_threshold_cost_optimal_ratio)",
     ),
+    stat_of(
+        "Reasons deferred", "Share of the range's flagged transactions that have no reasons: more were "
+        "flagged than REASONS_MAX_PER_S.", "percentunit",
+        "max(increase(spearhead_reasons_deferred_total[$__range])) / (max(increase(spearhead_reasons_deferred_total"
+        "[$__range])) + max(increase(spearhead_reasons_computed_total[$__range])))",
+        ((None, GOOD), (0.2, FAIR), (0.5, BAD)),
+    ),
     lines(
         "Champion and challenger", "Average precision of both on the same latest rows: the newest model that did not "
         "go into service, and the one it was judged against.", "none",
@@ -347,6 +354,12 @@ MODEL: Final = (
         "rows of its verdict.", "none",
         Query("max(spearhead_model_calibration_error_ratio)", "in service"),
         Query("max(spearhead_model_challenger_calibration_error_ratio)", "challenger"),
+    ),
+    lines(
+        "Reasons", "Flagged transactions a second whose reasons were computed in the stream, or that have none.",
+        "ops",
+        Query("max(rate(spearhead_reasons_computed_total[$__rate_interval]))", "computed"),
+        Query("max(rate(spearhead_reasons_deferred_total[$__rate_interval]))", "deferred"),
     ),
     Panel(
         "table", "Challenger", "The newest model, if it did not go into service.", "none",
