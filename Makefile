@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all lint bench images lock clean
+.PHONY: help install run test test-all lint bench benchmark-model images lock clean
 
 help: ## Show these words
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,9 @@ lint: install ## Check style and types
 
 bench: install ## Measure throughput and latency beside the in-memory floor; one JSON object on standard output
 	@$(BIN)/python -m spearhead bench --json
+
+benchmark-model: install ## Lay the model beside the published figures of the Fraud Detection Handbook
+	@$(BIN)/python -m bench.model
 
 images: ## Build the five images and print their sizes (needs Docker)
 	docker compose build --quiet

@@ -45,6 +45,7 @@ def up(
     rate: Annotated[str | None, typer.Option(help="Rows a second, or max  [50000]")] = None,
     source: Annotated[Path | None, typer.Option(help="CSV or Parquet file to replay")] = None,
     loop: Annotated[bool, typer.Option("--loop", help="Replay the source for ever")] = False,
+    population: Annotated[str | None, typer.Option(help="synthetic or handbook traffic  [synthetic]")] = None,
     rows: Annotated[int | None, typer.Option(help="End the traffic after so many rows")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the synthetic traffic")] = None,
     once: Annotated[bool, typer.Option("--once", help="Exit when every row is scored and counted")] = False,
@@ -65,18 +66,18 @@ def up(
         "GENERATION_RATE": rate,
         "SOURCE": None if source is None else source.expanduser().absolute(),
         "LOOP": "true" if loop else None,
+        "POPULATION": population,
         "ROWS": rows,
         "SEED": seed,
         "PORT": port,
     }
     environment = os.environ | {name: str(value) for name, value in overrides.items() if value is not None}
     settings = _settings(environment)
-    finite = settings.rows is not None or (settings.source is not None and not settings.loop)
-    if once and not finite:
-        raise refuse("--once needs an end: give --rows, or --source without --loop")
+    if once and not settings.finite:
+        raise refuse("--once needs an end: give --rows, --source without --loop, or --population handbook")
     if settings.loop and settings.source is None:
         raise refuse("--loop needs --source")
-    if finite:  # it keeps all its results
+    if settings.finite:  # it keeps all its results
         environment |= {"RESULTS_RETENTION_BYTES": "0", "RESULTS_RETENTION_SECONDS": "0"}
     stages = {"generator": 1, "prep": prep, "train": int(not no_train), "inference": inference, "api": int(not no_api)}
     plan = Plan(

@@ -31,6 +31,10 @@ class Settings(BaseSettings):
 
     # Traffic
     generation_rate: Annotated[str, Field(description="Rows a second of the generator or replay, or max")] = "50000"
+    population: Literal["synthetic", "handbook"] = Field(
+        "synthetic",
+        description="Generator's traffic: synthetic, endless; or the Fraud Detection Handbook's, which ends",
+    )
     cards: int = Field(50_000, ge=10, le=5_000_000, description="Cards in the synthetic population")
     merchants: int = Field(2_000, ge=20, le=1_000_000, description="Merchants in the synthetic population")
     fraud_rate: float = Field(0.005, ge=0.0, le=0.2, description="Share of synthetic transactions that are fraud")
@@ -118,6 +122,12 @@ class Settings(BaseSettings):
             name = info.field_name  # type: ignore[attr-defined]
             return cls.model_fields[name].get_default()
         return value
+
+    @property
+    def finite(self) -> bool:
+        """Whether the traffic ends by itself."""
+        ends = not self.loop if self.source is not None else self.population == "handbook"
+        return self.rows is not None or ends
 
     @property
     def label_delay_us(self) -> int:

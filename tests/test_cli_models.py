@@ -12,6 +12,7 @@ import pytest
 import xgboost as xgb
 from processes import Up, command, wait_until
 
+from spearhead.control import Control, write_control
 from spearhead.features import WIDTH
 from spearhead.ledger import LedgerFile
 from spearhead.model import Artifact, ModelStore, Window
@@ -108,6 +109,8 @@ def test_the_trainer_judges_by_the_operators_choice_and_leaves_it_in_service(tmp
     try:
         wait_until(lambda: store.folder.exists() and judged_against("v000001"), f"a challenger\n{pipeline.output}")
         assert store.current() == "v000001"
+        # Retraining is nice to everything else: on a machine that other tests load it would wait for ever.
+        write_control(Volume(tmp_path / "volume"), Control(priority="training"))
         models(store, "promote", "v000002")
         wait_until(lambda: len(judged_against("v000002")) >= 2, f"two challengers of v000002\n{pipeline.output}")
         assert store.current() == "v000002"

@@ -1,22 +1,14 @@
-"""The people and merchants of synthetic traffic: a function of the seed, cached on the volume.
-
-``raw-data/population/<key>.bin`` is ``HEADER`` (magic, CRC-32 of the rest, cards, merchants), then the card records,
-then the merchant records, little-endian as ``CARD`` and ``MERCHANT`` say. A file that is not exactly that is made anew.
-"""
+"""The people and merchants of synthetic traffic: a function of the seed, cached on the volume."""
 
 from __future__ import annotations
 
-import logging
-import struct
-import zlib
-from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from services.generator import habits
+from services.generator import cache, habits
 from services.generator.cities import Cities, cities
 from services.generator.draws import below, between, draw, normal, subkey, unit
 from services.generator.names import FIRST_NAMES, initial_weights
@@ -24,8 +16,6 @@ from spearhead.schema import CATEGORIES
 from spearhead.volume import Volume
 
 FORMAT: Final = 1
-HEADER: Final = struct.Struct("<8sIQQ")
-MAGIC: Final = b"SPHDPOP1"
 CARD: Final = np.dtype(
     [
         ("home_lat", "<f4"), ("home_long", "<f4"),  # degrees
@@ -50,8 +40,6 @@ IS_NET: Final = np.array([name.endswith("_net") for name in CATEGORIES])
 _FIRST_DOB, _LAST_DOB = (int(np.datetime64(day, "D").astype(int)) for day in ("1930-01-01", "2005-12-31"))
 _CARDS, _MERCHANTS, _CHOICES = (np.uint64(n) for n in (1, 2, 3))  # purposes of subkeys
 
-logger = logging.getLogger(__name__)
-
 
 class Population(NamedTuple):
     """Everything about people and places that a kernel needs; arrays only."""
@@ -72,11 +60,12 @@ class Population(NamedTuple):
 def population(cards: int, merchants: int, seed: int, volume: Volume | None = None) -> Population:
     """The population of these settings: from the volume's cache, or made (and cached there)."""
     towns = cities()
-    made = _cached(volume, cards, merchants, seed) if volume else None
+    name = f"v{FORMAT}-s{seed}-c{cards}-m{merchants}"
+    made = cache.load(volume, name, [CARD, MERCHANT]) if volume else None
     if made is None:
         made = _make(cards, merchants, seed, towns)
         if volume:
-            _store(volume, made, seed)
+            cache.store(volume, name, made)
     return assemble(*made, seed, towns)
 
 
@@ -99,7 +88,7 @@ def assemble(people: NDArray[np.void], shops: NDArray[np.void], seed: int, towns
     )
 
 
-def _make(cards: int, merchants: int, seed: int, towns: Cities) -> tuple[NDArray[np.void], NDArray[np.void]]:
+def _make(cards: int, merchants: int, seed: int, towns: Cities) -> list[NDArray[np.void]]:
     people, shops = np.zeros(cards, CARD), np.zeros(merchants, MERCHANT)
     city_lut = habits.lookup(towns.share).astype(np.uint16)
     initials = habits.lookup(initial_weights()).astype(np.uint8)
@@ -108,7 +97,7 @@ def _make(cards: int, merchants: int, seed: int, towns: Cities) -> tuple[NDArray
     _fill_merchants(shops, city_lut, key)
     choices = _choices(shops, len(towns.lat), key)
     shops["share"] = _shares(choices, towns, merchants)
-    return people, shops
+    return [people, shops]
 
 
 @njit(cache=True)
@@ -192,31 +181,3 @@ def _shares(choices: NDArray[np.int32], towns: Cities, merchants: int) -> NDArra
     of_category = np.bincount(category, minlength=_KINDS)[category]
     online = habits.category_shares()[category] * (np.sqrt((rank + 1) / of_category) - np.sqrt(rank / of_category))
     return np.where(IS_NET[category], online, in_shops).astype(np.float32)
-
-
-def _cache_path(volume: Volume, cards: int, merchants: int, seed: int) -> Path:
-    return volume.raw_data / "population" / f"v{FORMAT}-s{seed}-c{cards}-m{merchants}.bin"
-
-
-def _store(volume: Volume, made: tuple[NDArray[np.void], NDArray[np.void]], seed: int) -> None:
-    people, shops = made
-    path = _cache_path(volume, len(people), len(shops), seed)
-    header = HEADER.pack(MAGIC, zlib.crc32(shops, zlib.crc32(people)), len(people), len(shops))
-    volume.files.make_folder(path.parent)
-    volume.files.replace(path, header + people.tobytes() + shops.tobytes())
-
-
-def _cached(volume: Volume, cards: int, merchants: int, seed: int) -> tuple[NDArray[np.void], NDArray[np.void]] | None:
-    path = _cache_path(volume, cards, merchants, seed)
-    people, shops = np.empty(cards, CARD), np.empty(merchants, MERCHANT)
-    try:
-        with path.open("rb") as file:
-            header = file.read(HEADER.size)
-            parts = [memoryview(array).cast("B") for array in (people.view(np.uint8), shops.view(np.uint8))]
-            whole = all(file.readinto(part) == len(part) for part in parts) and not file.read(1)
-    except FileNotFoundError:
-        return None
-    if not whole or header != HEADER.pack(MAGIC, zlib.crc32(shops, zlib.crc32(people)), cards, merchants):
-        logger.warning("population cache %s is damaged: making it anew", path.name)
-        return None
-    return people, shops

@@ -9,6 +9,7 @@ from typing import ClassVar, Final, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from services.generator.handbook import Handbook, transactions
 from services.generator.pacing import Pacer
 from services.generator.population import population
 from services.generator.source import Chunk, Source
@@ -123,7 +124,7 @@ class Generator(Stage):
         return False
 
     def _endless_synthetic(self) -> bool:
-        return self.settings.source is None and self.settings.rows is None
+        return self.settings.source is None and not self.settings.finite
 
     def _forget(self) -> None:
         """Drop what was made but not published: the next step goes on from what is on disk."""
@@ -272,6 +273,8 @@ def open_source(settings: Settings, volume: Volume, slot: int, cursor: str) -> S
             from services.generator.replay import open_replay  # noqa: PLC0415, brings polars: 60 MB that traffic spares
 
             return open_replay(settings, cursor)
+        if settings.population == "handbook":
+            return Handbook(transactions(volume), cursor)
         pop = population(settings.cards, settings.merchants, settings.seed, volume)
         return Traffic(pop, settings.seed, slot, settings.fraud_rate, cursor)
     except ValueError as error:
@@ -283,6 +286,8 @@ def check(settings: Settings, volume: Volume) -> None:
     """Raises ConfigurationError if no model could ever be trained: labels must mature before the queues are full."""
     if settings.source is not None:
         open_source(settings, volume, 0, "")
+        return
+    if settings.population == "handbook":  # 10,000 rows a day, and it ends: its labels mature in time
         return
     room = settings.raw_transactions_critical + settings.features_ready_critical
     per_day = settings.cards * PER_CARD_AND_DAY

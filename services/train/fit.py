@@ -6,7 +6,7 @@ Same rows, settings and seed give the same model, byte for byte.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -127,6 +127,15 @@ def fit(rows: Rows, options: Options) -> Artifact:
         "train_seconds": time.perf_counter() - began,
     }
     return Artifact(booster, _window(rows, parts), figures, thresholds, parameters(options), *line)
+
+
+def grow(rows: Rows, options: Options, rounds: int, changes: Mapping[str, Any]) -> xgb.Booster:
+    """``rounds`` trees on all ``rows``, with the trainer's parameters but for ``changes``; nothing stops them early.
+
+    For a benchmark that fixes the number of trees and judges them on rows of its own.
+    """
+    parameter = parameters(options) | dict(changes)
+    return xgb.train(parameter, _matrix(rows, list(range(len(options.names))), list(options.names), parameter), rounds)
 
 
 def predict(
