@@ -19,6 +19,7 @@ MERGED: Final = "m00"
 MAX_FILES: Final = 512
 MERGE_FILES: Final = 256
 FULL_ROWS: Final = 16_384  # a file of so many rows is not small
+FULL_SHARE: Final = 16  # nor is one of this part of the sample: what is dropped is dropped file by file
 
 
 class SpoolFile(NamedTuple):
@@ -92,6 +93,7 @@ class Spool:
         self._staging = volume.training / "staged" / f"{worker}.merge"
         self._max_rows = max_rows
         self._max_files = max_files
+        self._full_rows = min(FULL_ROWS, max(1, max_rows // FULL_SHARE))
 
     def tidy(self) -> int:
         """Finish a merge that was cut short, drop the oldest beyond the bound, merge small files; rows that are kept.
@@ -134,33 +136,53 @@ class Spool:
         return [file for file in files if str(file.name) not in held]
 
     def _merge(self, files: list[SpoolFile]) -> None:
-        """Put the oldest small files into one. Until they are removed their rows are there twice, by name once."""
-        small = [file for file in files if file.info.rows < FULL_ROWS][:MERGE_FILES]
-        last = max((file for file in files if file.name.producer == MERGED), default=None, key=lambda file: file.name)
+        """Put the oldest small files together, up to full ones. Until they are removed their rows are there twice, by
+        name once.
+        """
+        seq, before = max(
+            ((file.name.seq, file.info.rows_before + file.info.rows) for file in files if file.name.producer == MERGED),
+            default=(0, 0),
+        )
+        for group in self._groups([file for file in files if file.info.rows < self._full_rows][:MERGE_FILES]):
+            seq += 1
+            before += self._merge_group(group, seq, before)
+
+    def _groups(self, small: list[SpoolFile]) -> list[list[SpoolFile]]:
+        """Runs of files that make a full one each, the last perhaps less; a file alone is left as it is."""
+        groups: list[list[SpoolFile]] = [[]]
+        for file in small:
+            if sum(each.info.rows for each in groups[-1]) >= self._full_rows:
+                groups.append([])
+            groups[-1].append(file)
+        return [group for group in groups if len(group) > 1]
+
+    def _merge_group(self, group: list[SpoolFile], seq: int, rows_before: int) -> int:
+        """Make one file of several; its rows."""
         batches = []
         merged = []
-        for file in small:
+        for file in group:
             try:
                 batches.append(read_segment(file.path)[0].replace_schema_metadata(None))
             except (FileNotFoundError, SegmentError):
                 continue
             merged.append(file)
         if len(merged) < 2:
-            return
-        name = SegmentName(self._volume.epoch(), MERGED, 0, last.name.seq + 1 if last else 1)
+            return 0
+        name = SegmentName(self._volume.epoch(), MERGED, 0, seq)
         batch = pa.concat_batches(batches)
         newest = max(merged, key=lambda file: file.info.watermark).info
         info = msgspec.structs.replace(
             newest,
             name=str(name),
             rows=batch.num_rows,
-            rows_before=last.info.rows_before + last.info.rows if last else 0,
+            rows_before=rows_before,
             cursor=" ".join(str(file.name) for file in merged),
             origins=origins(merged),
         )
         self._publish(name, batch, info)
         for file in merged:
             self._files.remove(file.path)
+        return int(batch.num_rows)
 
     def _publish(self, name: SegmentName, batch: pa.RecordBatch, info: SegmentInfo) -> None:
         self._files.make_folder(self._staging)

@@ -288,6 +288,19 @@ def test_a_thin_stream_leaves_no_crowd_of_files(tmp_path: Path) -> None:
     assert rows == 300
 
 
+def test_a_full_sample_never_loses_much_at_once(tmp_path: Path) -> None:
+    """The oldest rows are the matured ones: to drop a large merged file whole would leave nothing to train on."""
+    volume = volume_at(tmp_path)
+    spool = Spool(volume, "w", max_rows=1_000, max_files=30)
+    kept = []
+    for seq in range(1, 401):
+        put_sample(volume, seq, 10)
+        kept.append(spool.tidy())
+    assert len(list((volume.training / "ready").iterdir())) <= 31
+    assert min(kept[100:]) >= 850
+    assert max(kept) <= 1_000
+
+
 def test_samples_are_taken_only_with_a_trainer_or_before_the_first_model(tmp_path: Path) -> None:
     volume = volume_at(tmp_path)
     (volume.models / "current").write_text("v000001")
