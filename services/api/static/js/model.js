@@ -82,7 +82,7 @@ export class ModelView {
     const padded = (values = []) => Array.from({ length: trees }, (_, index) => values[index] ?? null);
     this.loss.show([Array.from({ length: trees }, (_, index) => index + 1), padded(model.loss.train), padded(model.loss.valid)]);
     this.thresholds.show(shown(model.thresholds, business?.metadata.threshold, model.cost_optimal_threshold));
-    for (const view of Object.values(this.trust)) view.show(model);
+    for (const view of Object.values(this.trust)) view.show(model, business?.ml_details.labels);
     const most = Math.max(...model.importances.map((row) => row.share), 1e-9);
     this.importances.show(model.importances.slice(0, 12).map((row) => ({ ...row, bar: row.share / most * 100 })));
     this.scenarios.show(Object.entries(model.by_scenario).map(([name, value]) => ({ name, value })));

@@ -94,6 +94,7 @@ export class Drift {
   }
 
   show({ drift }) {
+    this.panel.hidden = drift === undefined; // not measured: a panel that says so would say nothing
     this.limits = { warn: drift?.warn ?? 0.1, alarm: drift?.alarm ?? 0.25 };
     const { label_rate: labels, calibration } = drift ?? {};
     facts(this.facts, drift ? [
@@ -119,18 +120,24 @@ function gauge(psi, { warn, alarm }) {
     h(`i.${level}`, { style: { width: place(psi ?? 0) } }), h("b", { style: { left: place(warn) } }), h("b", { style: { left: place(alarm) } }));
 }
 
+const outOfSample = (labels) => (labels.true_positives === null ? null
+  : labels.true_positives + labels.false_positives + labels.true_negatives + labels.false_negatives);
+
 /** What is known of the truth: labels that matured, wait or never come, and feedback on live traffic. */
 export class Labels {
   constructor() {
     this.labels = h("dl.facts");
     this.feedback = h("dl.facts");
+    this.feedbackTitle = h("h3", {}, "Feedback on live traffic");
     this.reasons = h("dl.facts");
     this.panel = panel("Labels and reasons", `Truth that has come, and why transactions were flagged. ${LEDGER}`,
-      h("h3", {}, "Labels"), this.labels, h("h3", {}, "Feedback on live traffic"), this.feedback, h("h3", {}, "Reasons"), this.reasons);
+      h("h3", {}, "Labels"), this.labels, this.feedbackTitle, this.feedback, h("h3", {}, "Reasons"), this.reasons);
   }
 
-  show({ labels, reasons_summary: reasons }) {
+  show({ labels, reasons_summary: reasons }, matured) {
     const feedback = labels?.feedback;
+    labels ??= matured && { ...matured, out_of_sample: outOfSample(matured) };
+    this.feedback.hidden = this.feedbackTitle.hidden = feedback === undefined;
     facts(this.labels, [
       ["Out of sample", count(labels?.out_of_sample), `Matured labels of event time after the training of the model that scored them: what precision and recall count. ${LEDGER}`],
       ["In sample", count(labels?.in_sample), `Matured labels of event time that model was trained on: counted apart. ${LEDGER}`],
