@@ -75,7 +75,7 @@ class Pipeline:
         """Raises RuntimeError if the pipeline has ended."""
         if self.process.poll() is not None:
             raise RuntimeError(f"the pipeline ended:\n{self.log.read_text()}")
-        return self.reader.read() if self.volume.epochs.is_dir() else None
+        return self.reader.read() if self.volume.files.list(self.volume.epochs) else None
 
     def wait_for_rows(self) -> None:
         """Until rows are scored and counted."""

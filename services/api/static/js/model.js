@@ -61,7 +61,7 @@ export class ModelView {
       versions: panel("Versions", `Newest first. ${FILES}`, this.versions),
     };
     const spans = {
-      duel: 6, labels: 6, drift: 6, calibration: 6, overTime: 6, curve: 6, importances: 5, thresholds: 7, loss: 6, scenarios: 6, versions: 12,
+      duel: 6, labels: 6, calibration: 6, curve: 6, overTime: 6, loss: 6, importances: 5, thresholds: 7, scenarios: 6, drift: 6, versions: 12,
     };
     root.append(this.progress, this.cards, h("div.grid", {}, ...Object.entries(spans).map(([name, columns]) => {
       this.panels[name].classList.add(`w${columns}`);
@@ -83,6 +83,8 @@ export class ModelView {
     this.loss.show([Array.from({ length: trees }, (_, index) => index + 1), padded(model.loss.train), padded(model.loss.valid)]);
     this.thresholds.show(shown(model.thresholds, business?.metadata.threshold, model.cost_optimal_threshold));
     for (const view of Object.values(this.trust)) view.show(model, business?.ml_details.labels);
+    this.panels.scenarios.classList.toggle("w12", this.panels.drift.hidden);
+    this.panels.scenarios.classList.toggle("w6", !this.panels.drift.hidden);
     const most = Math.max(...model.importances.map((row) => row.share), 1e-9);
     this.importances.show(model.importances.slice(0, 12).map((row) => ({ ...row, bar: row.share / most * 100 })));
     this.scenarios.show(Object.entries(model.by_scenario).map(([name, value]) => ({ name, value })));
