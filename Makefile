@@ -20,7 +20,7 @@ install: .venv/installed ## Make .venv with pinned, hashed packages and compile 
 run: install ## Run the pipeline on ./var, dashboard on port 8000, until Ctrl-C
 	$(BIN)/python -m spearhead up
 
-test: install ## Test everything that takes less than five minutes in all
+test: install ## Test everything that needs no containers, browser or Prometheus; some six minutes
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not soak and not docker and not browser and not tools"
 
 test-all: test ## Test everything: also with containers, a browser, Prometheus, and for minutes on end
