@@ -19,16 +19,18 @@ import numpy as np
 import pyarrow as pa
 import xgboost as xgb
 
-from spearhead import codes, scoring
+from spearhead import codes, reasons, scoring
 from spearhead.features import WIDTH
 from spearhead.files import Files
 from spearhead.model import Model
 from spearhead.schema import CATEGORIES, STATES, features_schema
 from spearhead.segment import SegmentInfo, read_segment, write_segment
+from spearhead.shap import compile_paths, tabulate
 from spearhead.trees import compile_trees
 
 TREES = 100
 DEPTH = 6
+EXPLAINED = 250  # rows
 
 
 def feature_batch(rows: int, seed: int = 1) -> pa.RecordBatch:
@@ -68,7 +70,27 @@ def deep_model() -> Model:
     label = rng.random(50_000) < 0.05
     parameter = {"objective": "binary:logistic", "max_depth": DEPTH, "tree_method": "hist", "nthread": 1, "seed": 1}
     booster = xgb.train(parameter, xgb.QuantileDMatrix(features, label), num_boost_round=TREES)
-    return Model("v000001", booster, WIDTH, None, compile_trees(bytes(booster.save_raw("json"))))
+    document = bytes(booster.save_raw("json"))
+    tables = tabulate(compile_paths(msgspec.json.decode(document)))
+    return Model("v000001", booster, WIDTH, None, compile_trees(document), tables=tables)
+
+
+def explain_figures(model: Model, matrix: codes.Codes, seconds: float) -> dict[str, float]:
+    """What reasons cost, in us a row explained: contributions of our kernel and of XGBoost, and words of both."""
+    values = codes.decode(matrix)
+    added = model.contributions(matrix)
+    rows = xgb.DMatrix(values, nthread=1)
+    us = {
+        "contributions": ns_per_row(lambda: model.contributions(matrix), len(matrix), seconds) / 1000,
+        "contributions_by_xgboost": ns_per_row(
+            lambda: model.booster.predict(rows, pred_contribs=True), len(matrix), seconds
+        )
+        / 1000,
+        "strongest": ns_per_row(lambda: reasons.strongest(values, added), len(matrix), seconds) / 1000,
+    }
+    return {f"{name}_us_per_explained_row": round(value, 2) for name, value in us.items()} | {
+        "contributions_times_faster": round(us["contributions_by_xgboost"] / us["contributions"], 1)
+    }
 
 
 def ns_per_row(work: Callable[[], object], rows: int, seconds: float) -> float:
@@ -117,6 +139,7 @@ def measure(rows: int, seconds: float, folder: Path) -> dict[str, float | int]:
         "features": WIDTH,
         "flagged": int(scored.decisions.sum()),
         "result_bytes_per_row": size / rows,
+        **explain_figures(model, matrix[:EXPLAINED], seconds),
         **{f"{name}_ns_per_row": round(value, 1) for name, value in figures.items()},
         "besides_predict_ns_per_row": round(sum(figures[name] for name in besides), 1),
     }

@@ -35,6 +35,7 @@ WARM = (  # what compiles a stage's kernels: an image holds only its own stage
     ("train", "spearhead.trees", "warm"),
     ("inference", "spearhead.codes", "warm"),
     ("inference", "spearhead.trees", "warm"),
+    ("inference", "spearhead.shap", "warm"),
     ("inference", "spearhead.scoring", "warm"),
 )
 

@@ -64,14 +64,8 @@ class UnsupportedError(ValueError):
 
 def compile_trees(model: bytes) -> Trees:
     """Trees of an XGBoost model in its JSON format. Raises UnsupportedError if it is no plain binary classifier."""
-    learner = msgspec.json.decode(model)["learner"]
-    booster = learner["gradient_booster"]
-    kind = (booster.get("name"), learner["objective"]["name"])
-    if kind != ("gbtree", "binary:logistic"):
-        raise UnsupportedError(f"{kind[0]} of {kind[1]} is not gbtree of binary:logistic")
-    found = booster["model"]["trees"]
-    if not found:
-        raise UnsupportedError("there are no trees")
+    document = msgspec.json.decode(model)
+    found = plain_trees(document)
     ranked = _ranked({_test(tree, node) for tree in found for node in _inner_nodes(tree)})
     tests = sorted(set(ranked.values()))
     place_of = {test: k for k, test in enumerate(tests)}
@@ -101,16 +95,30 @@ def compile_trees(model: bytes) -> Trees:
         np.array(nodes or [0], np.int32),
         np.array(leaf_from, np.int32),
         np.array(leaves, np.float32),
-        _margin(learner["learner_model_param"]["base_score"]),
+        _margin(document["learner"]["learner_model_param"]["base_score"]),
     )
 
 
+def plain_trees(model: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The trees of a decoded XGBoost document. Raises UnsupportedError if it is no plain binary classifier."""
+    learner = model["learner"]
+    booster = learner["gradient_booster"]
+    kind = (booster.get("name"), learner["objective"]["name"])
+    if kind != ("gbtree", "binary:logistic"):
+        raise UnsupportedError(f"{kind[0]} of {kind[1]} is not gbtree of binary:logistic")
+    found: Sequence[Mapping[str, Any]] = booster["model"]["trees"]
+    if not found:
+        raise UnsupportedError("there are no trees")
+    for tree in found:
+        if any(tree.get("split_type", ())):
+            raise UnsupportedError("a tree splits on categories")
+        if tree["tree_param"].get("size_leaf_vector", "1") not in {"0", "1"}:
+            raise UnsupportedError("a leaf holds more than one value")
+    return found
+
+
 def _inner_nodes(tree: Mapping[str, Any]) -> list[int]:
-    """Numbers of the nodes that decide. Raises UnsupportedError for a split on categories."""
-    if any(tree.get("split_type", ())):
-        raise UnsupportedError("a tree splits on categories")
-    if tree["tree_param"].get("size_leaf_vector", "1") not in {"0", "1"}:
-        raise UnsupportedError("a leaf holds more than one value")
+    """Numbers of the nodes that decide."""
     return [node for node, left in enumerate(tree["left_children"]) if left != -1]
 
 
@@ -374,14 +382,17 @@ def margins(trees: Trees, matrix: Codes, threads: int = 1) -> NDArray[np.float32
 
 def probe(trees: Trees, width: int, rows: int = 2 * BLOCK) -> Codes:
     """Rows (rows, width) to try a model on: each value has the rank of a test, the one below, or is missing."""
+    return probe_tests(trees.columns[trees.feature[:-1]], trees.rank[:-1], width, rows)
+
+
+def probe_tests(columns: NDArray[np.int32], ranks: NDArray[np.int16], width: int, rows: int) -> Codes:
+    """The same for tests (n,) of ``columns`` against ``ranks``."""
     random = np.random.default_rng(0)
     matrix = np.zeros((rows, width), np.uint16)
-    for place, column in enumerate(trees.columns):
-        limits = trees.rank[:-1][trees.feature[:-1] == place].astype(np.int32)
-        if len(limits):
-            chosen = random.choice(limits, rows) - random.integers(0, 2, rows)
-            chosen = np.clip(chosen, MISSING_RANK, LARGEST)
-            matrix[:, column] = np.where(chosen < 0, 0x8000 - chosen, chosen)
+    for column in np.unique(columns):
+        chosen = random.choice(ranks[columns == column].astype(np.int32), rows) - random.integers(0, 2, rows)
+        chosen = np.clip(chosen, MISSING_RANK, LARGEST)
+        matrix[:, column] = np.where(chosen < 0, 0x8000 - chosen, chosen)
     matrix[random.random(matrix.shape) < 0.02] = MISSING
     return matrix
 

@@ -393,6 +393,14 @@ def test_feature_names_are_the_models(store):
         ModelStore(Volume(store.folder.parent), features=FEATURES[:-1]).load(store.publish(wide(), promote=True))
 
 
+def same_reasons(found, expected):
+    """Our kernel and XGBoost add in different orders: contributions agree to within float32."""
+    assert (found is None) == (expected is None)
+    for one, other in zip(found or [], expected or [], strict=True):
+        assert (one.feature, one.value) == (other.feature, other.value)
+        assert one.contribution == pytest.approx(other.contribution, abs=1e-4)
+
+
 @pytest.mark.parametrize("most", [0, 8, 1000])
 def test_the_dearest_flagged_rows_have_reasons_that_are_the_models(volume, store, most):
     """A budget of 0.5 s: of 8 a second 4 rows, of 0 none, of 1000 all. Signals carry theirs into the ledger."""
@@ -406,14 +414,15 @@ def test_the_dearest_flagged_rows_have_reasons_that_are_the_models(volume, store
     loss = table["risk_score"] * table["amt"]
     flagged = [row for row in loss.arg_sort(descending=True) if table["decision"].cast(str)[row] == "flagged"]
     features = codes.values(batch.column("features"))
-    added = store.load("v000001").contributions(features)
+    added = store.load("v000001").contributions(codes.of(batch.column("features")))
     expected = {table["trans_num"][row]: strongest(features[[row]], added[[row]])[0] for row in flagged[: most // 2]}
     ledger = read_ledger(volume)
     assert len(flagged) > 4
     assert ledger.reasons_computed == len(expected)
     assert ledger.reasons_deferred == ledger.flagged_count - len(expected)
     shown = {signal.trans_num: signal.reasons for signal in ledger.recent_signals}
-    assert shown == {trans_num: expected.get(trans_num) for trans_num in shown}
+    for trans_num, found in shown.items():
+        same_reasons(found, expected.get(trans_num))
     assert any(shown.values()) == (most > 0)
 
 
@@ -421,8 +430,8 @@ def test_contributions_add_up_to_the_score(volume, store):
     """With the calibrated bias they are the whole log odds: a row's differ from another's as their log odds do."""
     store.publish(wide(), promote=True)
     model = store.load("v000001")
-    features = codes.decode(codes.encode(np.random.default_rng(1).random((50, WIDTH), dtype=np.float32)))
-    scores = model.score(codes.encode(features)).astype(np.float64)
+    features = codes.encode(np.random.default_rng(1).random((50, WIDTH), dtype=np.float32))
+    scores = model.score(features).astype(np.float64)
     odds = np.log(scores / (1 - scores))
     added = model.contributions(features).sum(axis=1, dtype=np.float64)
     assert added.shape == (50,)

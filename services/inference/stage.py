@@ -13,7 +13,7 @@ import numpy as np
 from services.inference.budget import Budget
 from services.inference.retention import Retention
 from services.inference.watch import ModelWatch
-from spearhead import codes, reasons, scoring, trees
+from spearhead import codes, reasons, scoring, shap, trees
 from spearhead.aggregate import Aggregate
 from spearhead.backlog import RawHeads
 from spearhead.heartbeat import Roster
@@ -44,7 +44,7 @@ class Inference(Stage):
         self._roster = Roster(volume, settings.lease_seconds)
         self._hop = Hop(volume, worker, self._roster)
         self._ledger = Ledger(volume, settings.label_delay_us)
-        self._watch = ModelWatch(ModelStore(volume, settings.inference_threads, settings.device))
+        self._watch = ModelWatch(ModelStore(volume, settings.inference_threads, settings.device, explains=True))
         self._retention = Retention(
             volume, RawHeads(volume), settings.results_retention_bytes, settings.results_retention_seconds
         )
@@ -61,6 +61,7 @@ class Inference(Stage):
         """Compile the kernels, load the model in service, take up what dead workers left."""
         codes.warm()
         trees.warm()
+        shap.warm()
         scoring.warm()
         self._watch.adopt()
         self._hop.recover()
@@ -137,8 +138,8 @@ class Inference(Stage):
         if taken == 0:
             return
         rows = np.sort(flagged[np.argsort(-scoring.expected_loss(scored), kind="stable")[:taken]])
-        features = codes.decode(codes.of(scored.batch.column("features"))[rows])
-        found = reasons.strongest(features, model.contributions(features))
+        features = codes.of(scored.batch.column("features"))[rows]
+        found = reasons.strongest(codes.decode(features), model.contributions(features))
         scoring.explain(scored, aggregate, dict(zip(rows.tolist(), found, strict=True)))
 
     def _count(self, aggregate: Aggregate) -> None:
