@@ -66,14 +66,17 @@ class SegmentError(ValueError):
     """A file that is not a whole segment; the message says why."""
 
 
-def write_segment(files: Files, path: Path, batch: pa.RecordBatch, info: SegmentInfo) -> int:
-    """Write a segment to a private place (it is torn if killed) and fsync it. Returns its bytes."""
+def write_segment(files: Files, path: Path, batch: pa.RecordBatch, info: SegmentInfo, notes: bytes = b"") -> int:
+    """Write a segment to a private place (it is torn if killed) and fsync it. Returns its bytes.
+
+    ``notes``, UTF-8, are kept with the batch: unlike ``info`` once, and read only with it.
+    """
     schema = batch.schema.with_metadata({_KEY: msgspec.json.encode(info)})
     files.step("open", path)
     with pa.OSFile(str(path), "wb") as sink:
         files.step("write", path)
         with pa.ipc.new_file(sink, schema) as writer:
-            writer.write_batch(batch.replace_schema_metadata(schema.metadata))
+            writer.write_batch(batch.replace_schema_metadata(schema.metadata), {_KEY: notes} if notes else None)
     files.sync_file(path)
     return path.stat().st_size
 
@@ -83,14 +86,19 @@ def read_segment(path: Path) -> tuple[pa.RecordBatch, SegmentInfo]:
 
     Raises SegmentError if the file is damaged, FileNotFoundError if it is gone.
     """
+    return read_segment_notes(path)[:2]
+
+
+def read_segment_notes(path: Path) -> tuple[pa.RecordBatch, SegmentInfo, bytes]:
+    """As ``read_segment``, and the notes that were written with it; b"" if none were."""
     reader, info = _open(path)
     try:
-        batch = reader.get_batch(0)
+        batch, notes = reader.get_batch_with_custom_metadata(0)
     except (pa.ArrowInvalid, OSError, IndexError) as error:
         raise SegmentError(f"{path.name}: damaged record batch: {error}") from error
     if batch.num_rows != info.rows:
         raise SegmentError(f"{path.name}: has {batch.num_rows} rows, its metadata says {info.rows}")
-    return batch, info
+    return batch, info, notes.get(_KEY, b"") if notes is not None else b""
 
 
 def read_info(path: Path) -> SegmentInfo:

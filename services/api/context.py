@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import structlog
 
 from services.api.answers import Answers
+from services.api.explainer import Explainer
 from services.api.inbox import Inbox
 from services.api.ingest import Ingest
 from services.api.limiter import Limiter
@@ -24,11 +26,19 @@ LOOKUPS_WAITING: Final = 16
 class Context:
     """Settings, the reader, and the answers of its newest snapshot."""
 
-    def __init__(self, settings: Settings, volume: Volume, reader: Reader, log: structlog.BoundLogger) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        volume: Volume,
+        reader: Reader,
+        log: structlog.BoundLogger,
+        count_reasons: Callable[[], None],
+    ) -> None:
         self.settings = settings
         self.volume = volume
         self.reader = reader
         self.log = log
+        self.explainer = Explainer(volume, count_reasons)
         self.lookups = Limiter(LOOKUPS, LOOKUPS_WAITING)
         self._newest = _Made(None, None)
         self._ingest: Ingest | None = None

@@ -1,8 +1,9 @@
 """``/metrics``: Prometheus series made at each scrape from one snapshot; docs/METRICS.md lists them.
 
-All counters come from the ledger, from producers' newest segments and from prep's commits, not from this process: they
-are the same whichever API process answers, and go back only when ``reset`` begins a new epoch, which Prometheus takes
-for a restart. Cardinality is bounded: by vocabularies (categories, states, bins), queues, steps and states of workers.
+All counters but one come from the ledger, from producers' newest segments and from prep's commits, not from this
+process: they are the same whichever API process answers, and go back only when ``reset`` begins a new epoch, which
+Prometheus takes for a restart. That one, of reasons at look-up, is in the API servers' heartbeats. Cardinality is
+bounded: by vocabularies (categories, states, bins), queues, steps and states of workers.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ class _Collector(Collector):
         yield from _flow(snapshot)
         yield from _backlogs(snapshot, settings)
         yield from _workers(snapshot)
+        yield from _looked_up(snapshot)
         yield from _volume(snapshot, settings)
         yield from _model(snapshot)
         yield from _control(snapshot, settings)
@@ -257,6 +259,16 @@ def _workers(snapshot: Snapshot) -> Iterator[Metric]:
             GaugeMetricFamily, name, text, "step",
             ((step, total(value(beat) for beat in beats)) for step, beats in by_step.items()),
         )  # fmt: skip
+
+
+def _looked_up(snapshot: Snapshot) -> Iterator[Metric]:
+    """All live servers' together: each counts from its start."""
+    counts = [beat.figures.get("reasons_at_look_up") for beat in snapshot.workers or () if beat.stage == "api"]
+    yield from _counter(
+        "reasons_at_look_up",
+        "Flagged transactions explained when they were looked up",
+        total(count for count in counts if isinstance(count, int)),
+    )
 
 
 def _volume(snapshot: Snapshot, settings: Settings) -> Iterator[Metric]:

@@ -467,7 +467,7 @@ class FeatureShare(Shape):
 
 class ReasonsSummary(Shape):
     computed: int | None = Field(description="Flagged transactions explained as they were scored")
-    deferred: int | None = Field(description="Flagged transactions beyond the budget of reasons: they have none")
+    deferred: int | None = Field(description="Flagged transactions beyond the budget: explained when looked up")
 
 
 class ModelDetails(Shape):
@@ -599,7 +599,10 @@ class Decision(Shape):
     ingested_at: str
     timestamp: str = Field(description="When it was decided")
     is_fraud: bool | None
-    reasons: list[Reason] = Field(description="[]: result files keep none; see `recent_risk_signals`")
+    reasons: list[Reason] = Field(
+        description="Of a flagged one at most 3, strongest first, with the model that scored it"
+    )
+    reasons_note: str | None = Field(description="Why a flagged one has no reasons, where nobody can say them any more")
     segment: str | None = None
 
 

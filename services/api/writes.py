@@ -102,7 +102,9 @@ async def get_transaction(
 ) -> Response:
     """The decision on one transaction, its score and model, once made and as long as its file is kept."""
     context: Context = request.app.state.context
-    found = await _look(request, lambda epoch, stopped: lookups.find(context.volume, epoch, trans_num, stopped))
+    found = await _look(
+        request, lambda epoch, stopped: lookups.find(context.volume, epoch, trans_num, context.explainer, stopped)
+    )
     if found is None:
         raise RefusedError(404, "no decision on this transaction: it is not made yet, or no longer kept")
     return Response(msgspec.json.encode(found), media_type="application/json")
@@ -126,7 +128,8 @@ async def get_signals(
     except (ValueError, OverflowError) as error:
         raise RefusedError(400, f"since or cursor is not what it should be: {error}") from error
     page, after = await _look(
-        request, lambda epoch, stopped: lookups.signals(context.volume, epoch, wanted, limit, after, stopped)
+        request,
+        lambda epoch, stopped: lookups.signals(context.volume, epoch, wanted, limit, after, context.explainer, stopped),
     )
     answer = {"signals": page, "next": str(after) if after else None}
     return Response(msgspec.json.encode(answer), media_type="application/json")
