@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all lint bench benchmark-model images lock clean
+.PHONY: help install run test test-all lint bench bench-full bench-hold performance benchmark-model images lock clean
 
 help: ## Show these words
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,15 @@ lint: install ## Check style and types
 
 bench: install ## Measure throughput and latency beside the in-memory floor; one JSON object on standard output
 	@$(BIN)/python -m spearhead bench --json
+
+bench-full: install ## Measure growth curves (a quarter of an hour), write them and the pages made of them
+	$(BIN)/python -m bench.full
+
+bench-hold: install ## Hold the peak for ten minutes and say what grows; JSON on standard output
+	@$(BIN)/python -m bench.hold
+
+performance: install ## Make docs/PERFORMANCE.md and the model in docs/SCALING.md of the figures that are there
+	$(BIN)/python -m bench.full --render
 
 benchmark-model: install ## Lay the model beside the published figures of the Fraud Detection Handbook
 	@$(BIN)/python -m bench.model

@@ -1,132 +1,175 @@
 """How well the generator's fraud can be learnt, by scenario: ``python -m bench.learnability`` prints JSON.
 
-Rows of the default generator go through the product's own features. A model is trained on the rows whose labels have
-matured by day T, and measured on all rows of the days from T on: what a model of the pipeline meets.
+Rows of the default generator go through prep's own work and sampling, and the trainer's own ``fit`` makes a model of
+the sampled rows whose labels have matured by day T. It is judged on all rows of the days from T on, as it would be
+in service, beside a model fitted the same way to the features that need no history. Over several seeds:
+one seed's scenarios hold few frauds, and their figures spread.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import itertools
+import statistics
 import sys
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
 
+import msgspec
 import numpy as np
-import xgboost as xgb
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from services.generator.places import DAY_US
 from services.generator.population import population
 from services.generator.traffic import START_US, Traffic
-from spearhead.features import FEATURES, STATELESS, History
+from services.prep.sample import Share
+from services.prep.work import FeatureWork
+from services.train import evaluation
+from services.train.fit import Options, Rows, fit, in_order, predict
+from spearhead import codes
+from spearhead.features import FEATURES, STATELESS
+from spearhead.model import Artifact
 from spearhead.schema import SCENARIOS
+from spearhead.settings import Settings
 
-DELAY_DAYS = 7
-TRAIN_DAYS = 14
-TEST_DAYS = 3
-PARAMS = {
-    "objective": "binary:logistic", "tree_method": "hist", "max_depth": 6, "eta": 0.15, "subsample": 0.8,
-    "colsample_bytree": 0.8, "min_child_weight": 5.0, "nthread": 2, "seed": 0,
-}  # fmt: skip
-TREES = 120
+TEST_DAYS: Final = 3
+FLUSH_ROWS: Final = 65_536
+HISTORY_FREE: Final = [FEATURES.index(name) for name in STATELESS]
 
 
-class Table(NamedTuple):
-    features: NDArray[np.float32]  # (rows, WIDTH)
-    label: NDArray[np.int8]
-    scenario: NDArray[np.int8]
+class Day(NamedTuple):
+    """What a model of day T is made of and judged on."""
 
-    def select(self, rows: NDArray[np.bool_]) -> Table:
-        return Table(*(column[rows] for column in self))
+    train: Rows
+    test: Rows
 
 
-def average_precision(label: NDArray[np.int8], score: NDArray[np.float32]) -> float:
-    """Mean precision at each fraud, by falling score."""
-    hits = label[np.argsort(-score, kind="stable")] > 0
-    found = np.cumsum(hits)
-    return float((found / np.arange(1, len(hits) + 1))[hits].mean()) if hits.any() else float("nan")
-
-
-def area_under_curve(label: NDArray[np.int8], score: NDArray[np.float32]) -> float:
-    """Chance that a fraud scores above a genuine row; ties count half."""
-    order, inverse = np.unique(score, return_inverse=True)
-    count = np.bincount(inverse, minlength=len(order))
-    rank = np.cumsum(count) - (count - 1) / 2
-    positive = label > 0
-    wins = rank[inverse][positive].sum() - positive.sum() * (positive.sum() + 1) / 2
-    return float(wins / (positive.sum() * (~positive).sum()))
-
-
-def tables(args: argparse.Namespace, days: list[int]) -> dict[int, tuple[Table, Table]]:
-    """By day T: the training sample and the test rows."""
-    source = Traffic(population(args.cards, args.merchants, args.seed), args.seed, 0, args.fraud_rate)
-    history = History(6_000_000, 1_000_000, DELAY_DAYS * DAY_US)
-    rng = np.random.default_rng(0)
-    parts: dict[int, tuple[list[Table], list[Table]]] = {day: ([], []) for day in days}
+def days(settings: Settings, wanted: Sequence[int]) -> dict[int, Day]:
+    """By day T: the matured sample of the days before it, within the sample's window, and all rows from T on."""
+    source = Traffic(
+        population(settings.cards, settings.merchants, settings.seed), settings.seed, 0, settings.fraud_rate
+    )
+    work = FeatureWork(settings, Share(settings.train_max_rows, settings.train_window_days))
+    work.sampling = True
+    sampled: list[Rows] = []
+    tests: dict[int, list[Rows]] = {day: [] for day in wanted}
     watermark = START_US
-    while watermark < START_US + (max(days) + TEST_DAYS) * DAY_US:
-        chunk = source.take(65_536)
+    while watermark < START_US + (max(wanted) + TEST_DAYS) * DAY_US:
+        chunk = source.take(FLUSH_ROWS)
         watermark = chunk.watermark
-        batch = chunk.batch
-        table = Table(history.transform(batch), batch["label"].to_numpy(), batch["scenario"].to_numpy())
-        at = (batch["event_time"].cast("int64").to_numpy() - START_US) / DAY_US
-        sampled = rng.random(len(at)) < args.sample
-        for day, (train, test) in parts.items():
-            train.append(table.select(sampled & (at >= day - DELAY_DAYS - TRAIN_DAYS) & (at < day - DELAY_DAYS)))
-            test.append(table.select((at >= day) & (at < day + TEST_DAYS)))
-    return {day: (_joined(train), _joined(test)) for day, (train, test) in parts.items()}
-
-
-def _joined(parts: list[Table]) -> Table:
-    return Table(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
-
-
-def scores(train: Table, test: Table, columns: list[int]) -> tuple[NDArray[np.float32], xgb.Booster]:
-    """Scores of the test rows by a model on some of the features."""
-    data = xgb.QuantileDMatrix(train.features[:, columns], train.label)
-    model = xgb.train(PARAMS, data, TREES)
-    return model.inplace_predict(np.ascontiguousarray(test.features[:, columns])), model
-
-
-def report(train: Table, test: Table) -> dict[str, object]:
-    """Figures of one day."""
-    every = list(range(len(FEATURES)))
-    score, model = scores(train, test, every)
-    alone, _ = scores(train, test, [FEATURES.index(name) for name in STATELESS])
-    gain = model.get_score(importance_type="total_gain")
-    top = sorted(gain, key=lambda name: -gain[name])[:12]
-    genuine = test.label == 0
+        features = work.apply(chunk.batch).features
+        sample = work.sample(features)
+        if sample is not None:
+            sampled.append(_rows(sample))
+        for day, parts in tests.items():
+            if watermark >= START_US + day * DAY_US:
+                parts.append(_within(_rows(features), day, day + TEST_DAYS))
+    everything = _joined(sampled)
+    delay, window = settings.label_delay_days, settings.train_window_days
     return {
-        "train_rows": len(train.label),
-        "train_frauds": int(train.label.sum()),
-        "test_rows": len(test.label),
-        "fraud_share": float(test.label.mean()),
-        "ap": average_precision(test.label, score),
-        "auc": area_under_curve(test.label, score),
-        "ap_stateless": average_precision(test.label, alone),
-        "ap_by_scenario": {
-            name: average_precision(test.label[rows], score[rows])
-            for code, name in enumerate(SCENARIOS[1:], 1)
-            for rows in [genuine | (test.scenario == code)]
+        day: Day(in_order(_within(everything, day - window, day - delay)), _joined(parts))
+        for day, parts in tests.items()
+    }
+
+
+def _rows(batch: pa.RecordBatch) -> Rows:
+    """Rows of a batch with features; each stands for itself where the batch is no sample."""
+    names = ("amt_cents", "category", "label", "scenario")
+    sampled = "weight" in batch.schema.names
+    weight = batch.column("weight").to_numpy() if sampled else np.ones(batch.num_rows, np.float32)
+    return Rows(
+        batch.column("event_time").cast(pa.int64()).to_numpy(),
+        *(batch.column(name).to_numpy() for name in names),
+        weight,
+        codes.values(batch.column("features")),
+    )
+
+
+def _within(rows: Rows, first: float, end: float) -> Rows:
+    """Those of event days ``first`` up to ``end``."""
+    at = (rows.event_time - START_US) / DAY_US
+    return rows.take((at >= first) & (at < end))
+
+
+def _joined(parts: Sequence[Rows]) -> Rows:
+    return Rows(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+def report(day: Day, settings: Settings) -> dict[str, Any]:
+    """Figures of one day of one seed."""
+    options = Options(FEATURES, STATELESS, settings.fraud_threshold, threads=settings.train_threads)
+    alone = Options(STATELESS, STATELESS, settings.fraud_threshold, threads=settings.train_threads)
+    model = fit(day.train, options)
+    without = fit(_columns(day.train, HISTORY_FREE), alone)
+    scores = _scores(model, day.test)
+    scores_alone = _scores(without, _columns(day.test, HISTORY_FREE))
+    genuine = day.test.label == 0
+    scenarios = {name: genuine | (day.test.scenario == code) for code, name in enumerate(SCENARIOS) if code}
+    gains = evaluation.importances(model.booster.get_score(importance_type="total_gain"), FEATURES)
+    return {
+        "train_rows": len(day.train.label),
+        "train_frauds": day.train.frauds,
+        "test_rows": len(day.test.label),
+        "fraud_share": float(day.test.label.mean()),
+        "trees": model.metrics["trees"],
+        "ap": _precision(day.test, scores),
+        "ap_stateless": _precision(day.test, scores_alone),
+        "auc": evaluation.auc(evaluation.rank(day.test.label, scores, day.test.weight)),
+        "by_scenario": {
+            name: {
+                "frauds": int((rows & ~genuine).sum()),
+                "ap": _precision(day.test.take(rows), scores[rows]),
+                "ap_stateless": _precision(day.test.take(rows), scores_alone[rows]),
+            }
+            for name, rows in scenarios.items()
         },
-        "scenario_rows": {name: int((test.scenario == code).sum()) for code, name in enumerate(SCENARIOS) if code},
-        "top_features": [FEATURES[int(name[1:])] for name in top],
+        "own_test": model.metrics["by_scenario"],
+        "importances": dict(itertools.islice(gains.items(), 12)),
+    }
+
+
+def _columns(rows: Rows, columns: list[int]) -> Rows:
+    return rows._replace(features=np.ascontiguousarray(rows.features[:, columns]))
+
+
+def _scores(model: Artifact, rows: Rows) -> NDArray[np.float32]:
+    return predict(model.booster, rows.features, model.slope, model.intercept)
+
+
+def _precision(rows: Rows, scores: NDArray[np.float32]) -> float | None:
+    return evaluation.average_precision(evaluation.rank(rows.label, scores, rows.weight))
+
+
+def side_by_side(seeds: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Over all seeds and days: mean and least AP of each scenario, with history and without."""
+    every = [figures for found in seeds.values() for figures in found.values()]
+    return {name: _spread([figures["by_scenario"][name] for figures in every]) for name in every[0]["by_scenario"]} | {
+        "all": _spread(every)
+    }
+
+
+def _spread(figures: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    found = {key: [each[key] for each in figures if each[key] is not None] for key in ("ap", "ap_stateless")}
+    return {key: round(statistics.mean(values), 3) for key, values in found.items() if values} | {
+        "least_ap": round(min(found["ap"]), 3) if found["ap"] else None
     }
 
 
 def main() -> None:
-    """Print the figures of a first model (day 10) and of later ones."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cards", type=int, default=50_000)
-    parser.add_argument("--merchants", type=int, default=2_000)
-    parser.add_argument("--fraud-rate", type=float, default=0.005)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--sample", type=float, default=0.2, help="share of the training days' rows that are used")
-    parser.add_argument("--days", type=int, nargs="+", default=[10, 32])
-    args = parser.parse_args()
-    found = {f"day_{day}": report(train, test) for day, (train, test) in tables(args, args.days).items()}
-    json.dump(found, sys.stdout, indent=2)
-    sys.stdout.write("\n")
+    """Print figures by seed and day, and all of them side by side."""
+    parser = argparse.ArgumentParser(prog="bench.learnability", description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--days", type=int, nargs="+", default=[17, 32])
+    options = parser.parse_args()
+    seeds = {}
+    for seed in options.seeds:
+        settings = Settings(seed=seed)
+        found = days(settings, options.days)
+        seeds[str(seed)] = {f"day_{day}": report(rows, settings) for day, rows in found.items()}
+        sys.stderr.write(f"seed {seed} is done\n")
+    figures = {"scenarios": side_by_side(seeds), "seeds": seeds}
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(figures), indent=1).decode() + "\n")
 
 
 if __name__ == "__main__":

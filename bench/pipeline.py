@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import signal
 import socket
 import statistics
@@ -25,7 +24,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import psutil
 
-from bench import floor
+from bench import floor, machine
 from spearhead.files import Files
 from spearhead.heartbeat import Roster
 from spearhead.ledger import LedgerFile, LedgerReader
@@ -36,6 +35,7 @@ from spearhead.volume import Volume
 PATIENCE_SECONDS: Final = 180.0
 LATENCY_RATES: Final = {"100k": 100_000, "10k": 10_000}
 MIB: Final = 2**20
+STAND_INS: Final = {"without_history": "prep", "variant": "supervisor"}  # programs of bench/ in the place of others
 
 
 class Used(NamedTuple):
@@ -58,12 +58,14 @@ class Window(NamedTuple):
 class Pipeline:
     """``up`` on a fresh volume, and its ledger."""
 
-    def __init__(self, root: Path, *options: str, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, root: Path, *options: str, environment: dict[str, str] | None = None, program: str = "spearhead"
+    ) -> None:
         self.root = root
         self.log = root.with_suffix(".log")
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        command = [sys.executable, "-m", "spearhead", "up", "--volume", str(root), "--port", str(port), *options]
+        command = [sys.executable, "-m", program, "up", "--volume", str(root), "--port", str(port), *options]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | (environment or {})
@@ -71,11 +73,15 @@ class Pipeline:
         self.volume = Volume(root, Files())
         self.reader = LedgerReader(self.volume)
 
-    def ledger(self) -> LedgerFile | None:
-        """Raises RuntimeError if the pipeline has ended."""
+    def prepared(self) -> bool:
+        """Whether the volume has its first epoch. Raises RuntimeError if the pipeline has ended."""
         if self.process.poll() is not None:
             raise RuntimeError(f"the pipeline ended:\n{self.log.read_text()}")
-        return self.reader.read() if self.volume.files.list(self.volume.epochs) else None
+        return bool(self.volume.files.list(self.volume.epochs))
+
+    def ledger(self) -> LedgerFile | None:
+        """Raises RuntimeError if the pipeline has ended."""
+        return self.reader.read() if self.prepared() else None
 
     def wait_for_rows(self) -> None:
         """Until rows are scored and counted."""
@@ -152,8 +158,8 @@ def throughput(root: Path, windows: int, seconds: float, warm_up: float, *option
     return {
         "tx_per_s": round(statistics.median(rates)),
         "tx_per_s_windows": [round(rate) for rate in rates],
-        **_percentiles(_merged(window.latency for window in taken), "max"),
-        "stages_at_max": _costs(before, after, rows, ended - began),
+        **percentiles(_merged(window.latency for window in taken), "max"),
+        "stages_at_max": costs(before, after, rows, ended - began),
         "bytes_written_per_row": round(sum(_difference(before, after, "written_bytes").values()) / rows, 1),
         "fsyncs_per_s": round(statistics.mean(fsyncs), 1),
         "rss_mib": round(sum(used.rss_bytes for used in after.values()) / MIB, 1),
@@ -177,15 +183,18 @@ def latency(root: Path, name: str, models: Path, seconds: float, warm_up: float,
     rate = window.rows / window.seconds
     return {
         f"tx_per_s_at_{name}": round(rate),
-        **_percentiles(window.latency, name),
-        f"stages_at_{name}": _costs(before, after, rate * (ended - began), ended - began),
+        **percentiles(window.latency, name),
+        f"stages_at_{name}": costs(before, after, rate * (ended - began), ended - began),
         f"verify_at_{name}": pipeline.verify(),
     }
 
 
 def _stage(process: psutil.Process) -> str:
     command = " ".join(process.cmdline())
-    return command.partition("-m services.")[2].split(" ")[0] or "supervisor"
+    for package in ("services", "bench"):
+        if name := command.partition(f"-m {package}.")[2].split(" ")[0]:
+            return STAND_INS.get(name, name)
+    return "supervisor"
 
 
 def _used(process: psutil.Process) -> Used:
@@ -198,7 +207,7 @@ def _difference(before: dict[str, Used], after: dict[str, Used], field: str) -> 
     return {stage: getattr(used, field) - getattr(before[stage], field) for stage, used in after.items()}
 
 
-def _costs(before: dict[str, Used], after: dict[str, Used], rows: float, seconds: float) -> dict[str, dict[str, float]]:
+def costs(before: dict[str, Used], after: dict[str, Used], rows: float, seconds: float) -> dict[str, dict[str, float]]:
     cpu, written = _difference(before, after, "cpu_seconds"), _difference(before, after, "written_bytes")
     return {
         stage: {
@@ -220,22 +229,12 @@ def _merged(histograms: Any) -> dict[str, int]:
     return dict(merged)
 
 
-def _percentiles(buckets: dict[str, int], name: str) -> dict[str, float | None]:
+def percentiles(buckets: dict[str, int], name: str) -> dict[str, float | None]:
     figures: dict[str, float | None] = {}
     for percent in (50, 95, 99):
         milliseconds = latency_quantile(buckets, percent / 100)
         figures[f"p{percent}_ms_at_{name}"] = None if milliseconds is None else round(milliseconds, 1)
     return figures
-
-
-def machine() -> dict[str, Any]:
-    """What the figures hold for."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    processor = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
-    return {
-        "cores": os.cpu_count(), "processor": processor, "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "python": platform.python_version(),
-    }  # fmt: skip
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -247,9 +246,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         figures |= floor.run(first / "models", options.seconds, Settings())
         for name in LATENCY_RATES:
             figures |= latency(Path(folder) / name, name, first / "models", options.seconds, options.warm_up, *replicas)
+    place = options.folder or Path(tempfile.gettempdir())
     figures["ratio"] = round(figures["tx_per_s"] / figures["floor_tx_per_s"], 3)
     headline = ("tx_per_s", "floor_tx_per_s", "ratio", "p99_ms_at_100k")
-    return {name: figures[name] for name in headline} | figures | {"machine": machine()}
+    return {name: figures[name] for name in headline} | figures | {"machine": machine.describe(place)}
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:

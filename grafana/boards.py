@@ -337,8 +337,8 @@ MODEL: Final = (
         "service. FRAUD_THRESHOLD is what decides.", "none", "max(spearhead_model_threshold_cost_optimal_ratio)",
     ),
     stat_of(
-        "Reasons deferred", "Share of the range's flagged transactions that have no reasons: more were "
-        "flagged than REASONS_MAX_PER_S.", "percentunit",
+        "Reasons deferred", "Share of the range's flagged transactions whose reasons are computed when "
+        "they are looked up: more were flagged than REASONS_MAX_PER_S.", "percentunit",
         "max(increase(spearhead_reasons_deferred_total[$__range])) / (max(increase(spearhead_reasons_deferred_total"
         "[$__range])) + max(increase(spearhead_reasons_computed_total[$__range])))",
         ((None, GOOD), (0.2, FAIR), (0.5, BAD)),
@@ -356,10 +356,11 @@ MODEL: Final = (
         Query("max(spearhead_model_challenger_calibration_error_ratio)", "challenger"),
     ),
     lines(
-        "Reasons", "Flagged transactions a second whose reasons were computed in the stream, or that have none.",
-        "ops",
+        "Reasons", "Flagged transactions a second whose reasons were computed in the stream, left for look-ups, or "
+        "computed at a look-up.", "ops",
         Query("max(rate(spearhead_reasons_computed_total[$__rate_interval]))", "computed"),
         Query("max(rate(spearhead_reasons_deferred_total[$__rate_interval]))", "deferred"),
+        Query("max(rate(spearhead_reasons_at_look_up_total[$__rate_interval]))", "at look-up"),
     ),
     Panel(
         "table", "Challenger", "The newest model, if it did not go into service.", "none",

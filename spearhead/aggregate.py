@@ -49,18 +49,6 @@ class HourOutcomes(msgspec.Struct, gc=False):
     in_sample: Outcomes = msgspec.field(default_factory=Outcomes)
 
 
-class Feedback(msgspec.Struct, gc=False):
-    """Labels that came on their own, and what they changed. received = applied + corrected + duplicate + unmatched."""
-
-    received: int = 0
-    applied: int = 0  # the first label of a transaction
-    corrected: int = 0  # said otherwise than the label before
-    duplicate: int = 0  # said the same, or was older than the label that is known
-    unmatched: int = 0  # there was no decision to join it with
-    outcomes: HourOutcomes = msgspec.field(default_factory=HourOutcomes)  # a correction takes the old outcome back
-    taken_back: HourOutcomes = msgspec.field(default_factory=HourOutcomes)  # what corrections did so
-
-
 class AmountBucket(msgspec.Struct, gc=False):
     count: int = 0
     cents: int = 0
@@ -102,7 +90,6 @@ class Aggregate(msgspec.Struct):
     latency_us: int = 0  # sum over rows of scored_at - ingested_at
     flagged_amounts: dict[str, AmountBucket] = msgspec.field(default_factory=dict)
     pending_labels: dict[str, HourOutcomes] = msgspec.field(default_factory=dict)  # "<producer>/<event hour>"
-    feedback: Feedback = msgspec.field(default_factory=Feedback)
     models: dict[str, int] = msgspec.field(default_factory=dict)  # rows scored by each model version
     signals: list[Signal] = msgspec.field(default_factory=list)  # newest first, at most MAX_SIGNALS
     first_scored_at: int = 0  # us since 1970; 0: no rows
@@ -134,7 +121,6 @@ def merge(into: Aggregate, others: Iterable[Aggregate]) -> None:
         _merge_integers(into.models, other.models)
         _merge_amounts(into.flagged_amounts, other.flagged_amounts)
         _merge_hours(into.pending_labels, other.pending_labels)
-        _merge_feedback(into.feedback, other.feedback)
         signals = signals + other.signals
     into.signals = heapq.nlargest(MAX_SIGNALS, signals, key=lambda signal: (signal.scored_at, signal.trans_num))
 
@@ -209,14 +195,3 @@ def _merge_hours(into: dict[str, HourOutcomes], other: dict[str, HourOutcomes]) 
             total = into[key] = HourOutcomes()
         add_outcomes(total.out_of_sample, hour.out_of_sample)
         add_outcomes(total.in_sample, hour.in_sample)
-
-
-def _merge_feedback(into: Feedback, other: Feedback) -> None:
-    into.received += other.received
-    into.applied += other.applied
-    into.corrected += other.corrected
-    into.duplicate += other.duplicate
-    into.unmatched += other.unmatched
-    for total, one in ((into.outcomes, other.outcomes), (into.taken_back, other.taken_back)):
-        add_outcomes(total.out_of_sample, one.out_of_sample)
-        add_outcomes(total.in_sample, one.in_sample)

@@ -36,13 +36,17 @@ class Child:
         self._started_at = time.monotonic()
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115, read when the process has ended
         self._process = subprocess.Popen(
-            [sys.executable, "-m", f"services.{self.stage}"],
+            self.command(),
             env={**self._environment, "WORKER_ID": self.worker, "SUPERVISOR_PID": str(os.getpid())},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,  # the same lines are in logs/
             stderr=self._stderr,
             process_group=0,
         )
+
+    def command(self) -> list[str]:
+        """What is run. The settings are the environment's alone."""
+        return [sys.executable, "-m", f"services.{self.stage}"]
 
     @property
     def pid(self) -> int | None:

@@ -25,7 +25,7 @@ from spearhead.volume import VolumeError
 if TYPE_CHECKING:
     from spearhead.stage import Stage
 
-ORDERS_SECONDS: Final = 0.25  # orders, epoch and supervisor are looked at this often
+ORDERS_SECONDS: Final = 0.5  # orders, epoch and supervisor are looked at this often
 HEALTH_SECONDS: Final = 1.0
 ERROR_BACKOFF_SECONDS: Final = (0.05, 5.0)  # first and longest wait after a step that raised
 STUCK_LEASES: Final = 20  # a step longer than this many leases counts as hung: the heartbeat stops

@@ -17,7 +17,6 @@ from spearhead.files import Files
 
 SUFFIX = ".arrow"
 SEQ_DIGITS = 12
-LABEL_LETTER = "l"
 _NAME = re.compile(r"^e(\d{4,})-([a-z]\d{2,})-p(\d{2,})-(\d{12})$")
 _KEY = b"spearhead"
 
@@ -26,7 +25,7 @@ class SegmentName(NamedTuple):
     """What a segment's file name says; ``str()`` gives the name without suffix."""
 
     epoch: int
-    producer: str  # a letter and digits: g00 a generator or replay, h00 HTTP ingest, i00 the inbox, l00 late labels
+    producer: str  # a letter and two digits or more: g00 a generator or replay, h00 HTTP ingest, i00 the inbox
     partition: int
     seq: int
 
@@ -36,11 +35,6 @@ class SegmentName(NamedTuple):
     @property
     def file(self) -> str:
         return f"{self}{SUFFIX}"
-
-    @property
-    def of_labels(self) -> bool:
-        """Whether it holds labels (schema.LABELS), not transactions."""
-        return self.producer.startswith(LABEL_LETTER)
 
     @classmethod
     def parse(cls, text: str) -> SegmentName | None:
@@ -66,31 +60,23 @@ class SegmentInfo(msgspec.Struct, frozen=True, kw_only=True):
     flush_rows: int = 0  # rows of this flush in all partitions, those set aside included: what a redo must take again
     staged: str = ""  # the folder below staged/ that held all parts of this flush before the first was linked
     origins: tuple[tuple[str, int], ...] = ()  # of merged files: the producers of its rows, (producer, rows) in order
-    labels: int = 0  # of a segment of labels, which holds no rows that count as transactions
-    labels_before: int = 0
-
-    @property
-    def items(self) -> int:
-        """Rows or labels, whichever it holds."""
-        return self.rows + self.labels
-
-    @property
-    def items_before(self) -> int:
-        return self.rows_before + self.labels_before
 
 
 class SegmentError(ValueError):
     """A file that is not a whole segment; the message says why."""
 
 
-def write_segment(files: Files, path: Path, batch: pa.RecordBatch, info: SegmentInfo) -> int:
-    """Write a segment to a private place (it is torn if killed) and fsync it. Returns its bytes."""
+def write_segment(files: Files, path: Path, batch: pa.RecordBatch, info: SegmentInfo, notes: bytes = b"") -> int:
+    """Write a segment to a private place (it is torn if killed) and fsync it. Returns its bytes.
+
+    ``notes``, UTF-8, are kept with the batch: unlike ``info`` once, and read only with it.
+    """
     schema = batch.schema.with_metadata({_KEY: msgspec.json.encode(info)})
     files.step("open", path)
     with pa.OSFile(str(path), "wb") as sink:
         files.step("write", path)
         with pa.ipc.new_file(sink, schema) as writer:
-            writer.write_batch(batch.replace_schema_metadata(schema.metadata))
+            writer.write_batch(batch.replace_schema_metadata(schema.metadata), {_KEY: notes} if notes else None)
     files.sync_file(path)
     return path.stat().st_size
 
@@ -100,14 +86,19 @@ def read_segment(path: Path) -> tuple[pa.RecordBatch, SegmentInfo]:
 
     Raises SegmentError if the file is damaged, FileNotFoundError if it is gone.
     """
+    return read_segment_notes(path)[:2]
+
+
+def read_segment_notes(path: Path) -> tuple[pa.RecordBatch, SegmentInfo, bytes]:
+    """As ``read_segment``, and the notes that were written with it; b"" if none were."""
     reader, info = _open(path)
     try:
-        batch = reader.get_batch(0)
+        batch, notes = reader.get_batch_with_custom_metadata(0)
     except (pa.ArrowInvalid, OSError, IndexError) as error:
         raise SegmentError(f"{path.name}: damaged record batch: {error}") from error
-    if batch.num_rows != info.items:
-        raise SegmentError(f"{path.name}: has {batch.num_rows} rows, its metadata says {info.items}")
-    return batch, info
+    if batch.num_rows != info.rows:
+        raise SegmentError(f"{path.name}: has {batch.num_rows} rows, its metadata says {info.rows}")
+    return batch, info, notes.get(_KEY, b"") if notes is not None else b""
 
 
 def read_info(path: Path) -> SegmentInfo:

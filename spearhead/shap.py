@@ -162,7 +162,7 @@ def _join(found: Sequence[Mapping[str, Any]]) -> _Nodes:
         return np.concatenate([np.asarray(tree[name], dtype) for tree in found])
 
     left, condition = joined("left_children", np.int64), joined("split_conditions", np.float32)
-    cover = joined("sum_hessian", np.float64)
+    cover = joined("sum_hessian", np.float32).astype(np.float64)  # as JSON they are rounded decimals
     if not (cover > 0).all():
         raise UnsupportedError("a node was reached by no training row")
     return _Nodes(

@@ -56,6 +56,7 @@ def snapshot(ledger: LedgerFile) -> Snapshot:
         Heartbeat(stage="inference", worker="b", state="running", **beat),
         Heartbeat(stage="inference", worker="c", state="idle", last_error="OSError: no", **beat),
         Heartbeat(stage="prep", worker="d", state="running", **beat),
+        Heartbeat(stage="api", worker="f", state="running", figures={"processes": 2, "reasons_at_look_up": 7}, **beat),
         Heartbeat(stage="train", worker="e", state="idle", figures={"matured_rows": 5, "needed_rows": 9}, **beat),
     )
     metrics = {"average_precision": 0.6, "auc": 0.95, "logloss": 0.01, "train_seconds": 2.5,
@@ -75,7 +76,7 @@ def snapshot(ledger: LedgerFile) -> Snapshot:
         flow=Flow(2400, 3, 2400, 2400, 2400),
         control=Control(priority="training"),
         disk=Disk(500, 1000),
-        labels_waiting=7, models=Models(
+        models=Models(
             "v000002",
             (Version("v000002", 1_760_000_001.0, metrics), Version("v000003", 1_760_000_050.0, {"verdict": verdict})),
         ),

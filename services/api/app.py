@@ -17,6 +17,7 @@ from services.api import controls, examples, pages, reads, schemas, writes
 from services.api.context import Context
 from services.api.live import Hub
 from services.api.reader import Reader
+from services.api.tally import Tally
 from spearhead import __version__
 from spearhead.settings import Settings
 from spearhead.volume import Volume
@@ -34,12 +35,16 @@ HEADERS: Final = {
 }
 
 
-def create_app(settings: Settings, volume: Volume, log: structlog.BoundLogger) -> FastAPI:
-    """An application that reads ``volume``; the reader runs as long as the application does."""
+def create_app(settings: Settings, volume: Volume, log: structlog.BoundLogger, reasons: Tally | None = None) -> FastAPI:
+    """An application that reads ``volume``; the reader runs as long as the application does.
+
+    ``reasons`` counts the flagged transactions whose reasons were computed when they were looked up.
+    """
+    counted = reasons or Tally()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        context = Context(settings, volume, Reader(volume, settings, log), log)
+        context = Context(settings, volume, Reader(volume, settings, log), log, counted.add)
         context.start()
         await asyncio.to_thread(context.reader.fresh, 5.0)
         hub = Hub(context.answers)
@@ -78,9 +83,7 @@ class Api(FastAPI):
         if self.openapi_schema is None:
             self.openapi_schema = super().openapi()
             examples.add_to(self.openapi_schema)
-            components = self.openapi_schema["components"]["schemas"]
-            for shape in (schemas.TransactionIn, schemas.LabelIn):
-                components[shape.__name__] = shape.model_json_schema()
+            self.openapi_schema["components"]["schemas"]["TransactionIn"] = schemas.TransactionIn.model_json_schema()
         return self.openapi_schema
 
 

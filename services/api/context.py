@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import structlog
 
 from services.api.answers import Answers
+from services.api.explainer import Explainer
 from services.api.inbox import Inbox
 from services.api.ingest import Ingest
-from services.api.joiner import Joiner
 from services.api.limiter import Limiter
 from services.api.reader import Reader
 from services.api.snapshot import Snapshot
@@ -25,18 +26,25 @@ LOOKUPS_WAITING: Final = 16
 class Context:
     """Settings, the reader, and the answers of its newest snapshot."""
 
-    def __init__(self, settings: Settings, volume: Volume, reader: Reader, log: structlog.BoundLogger) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        volume: Volume,
+        reader: Reader,
+        log: structlog.BoundLogger,
+        count_reasons: Callable[[], None],
+    ) -> None:
         self.settings = settings
         self.volume = volume
         self.reader = reader
         self.log = log
+        self.explainer = Explainer(volume, count_reasons)
         self.lookups = Limiter(LOOKUPS, LOOKUPS_WAITING)
         self._newest = _Made(None, None)
         self._ingest: Ingest | None = None
         self._ingest_lock = threading.Lock()
         self._tokens: Tokenizer | None = None
         self._tokens_lock = threading.Lock()
-        self._joiner = Joiner(volume, settings, lambda: self.held_back() is not None, log)
         self._inbox = Inbox(volume, settings, self.tokens, lambda: self.held_back() is not None, log)
 
     def answers(self) -> Answers:
@@ -55,10 +63,9 @@ class Context:
             return self._ingest
 
     def start(self) -> None:
-        """Start reading, and watching the folders of rows and labels."""
+        """Start reading, and watching the inbox."""
         self.reader.start()
         self._inbox.start()
-        self._joiner.start()
 
     def tokens(self) -> Tokenizer:
         """Made on first use. Raises ConfigurationError without a usable key."""
@@ -80,7 +87,6 @@ class Context:
         """Stop reading, give the producer's slot up."""
         self.lookups.close()
         self._inbox.close()
-        self._joiner.close()
         self.reader.stop()
         if self._ingest is not None:
             self._ingest.close()

@@ -1,8 +1,9 @@
 """``/metrics``: Prometheus series made at each scrape from one snapshot; docs/METRICS.md lists them.
 
-All counters come from the ledger, from producers' newest segments and from prep's commits, not from this process: they
-are the same whichever API process answers, and go back only when ``reset`` begins a new epoch, which Prometheus takes
-for a restart. Cardinality is bounded: by vocabularies (categories, states, bins), queues, steps and states of workers.
+All counters but one come from the ledger, from producers' newest segments and from prep's commits, not from this
+process: they are the same whichever API process answers, and go back only when ``reset`` begins a new epoch, which
+Prometheus takes for a restart. That one, of reasons at look-up, is in the API servers' heartbeats. Cardinality is
+bounded: by vocabularies (categories, states, bins), queues, steps and states of workers.
 """
 
 from __future__ import annotations
@@ -62,10 +63,10 @@ class _Collector(Collector):
             yield from _labels(snapshot.ledger)
             yield from _dead(snapshot.ledger)
             yield _latency(snapshot.ledger)
-        yield from _gauge("labels_waiting", "Labels that wait for their decision", snapshot.labels_waiting)
         yield from _flow(snapshot)
         yield from _backlogs(snapshot, settings)
         yield from _workers(snapshot)
+        yield from _looked_up(snapshot)
         yield from _volume(snapshot, settings)
         yield from _model(snapshot)
         yield from _control(snapshot, settings)
@@ -127,8 +128,7 @@ def _totals(ledger: LedgerFile) -> Iterator[Metric]:
     yield from _counter(
         "reasons_deferred", "Flagged transactions beyond the budget of reasons", ledger.reasons_deferred
     )
-    unlabelled = ledger.unlabelled + ledger.feedback.applied
-    yield from _counter("unlabelled", "Transactions that came without a label", unlabelled)
+    yield from _counter("unlabelled", "Transactions that carry no label", ledger.unlabelled)
     found = kpi.concentration(ledger.flagged_amounts)
     yield from _gauge("risk_concentration_ratio", "Share of flagged amount in the dearest 1 % of flagged", found.share)
     yield from _labelled(
@@ -156,27 +156,15 @@ def _groups(ledger: LedgerFile) -> Iterator[Metric]:
 
 
 def _labels(ledger: LedgerFile) -> Iterator[Metric]:
-    """Decisions against labels that have matured. A corrected one counts twice: counters never go back."""
+    """Decisions against labels that have matured."""
     family = CounterMetricFamily(
-        "spearhead_labelled", "Decisions whose labels have matured, corrections once more", labels=("outcome", "sample")
+        "spearhead_labelled", "Decisions whose labels have matured", labels=("outcome", "sample")
     )
-    back = ledger.feedback.taken_back
-    for sample, outcomes, corrected in (
-        ("out", ledger.labelled, back.out_of_sample),
-        ("in", ledger.labelled.in_sample, back.in_sample),
-    ):
+    for sample, outcomes in (("out", ledger.labelled), ("in", ledger.labelled.in_sample)):
         for outcome in ("tp", "fp", "tn", "fn"):
-            family.add_metric((outcome, sample), getattr(outcomes, outcome) + getattr(corrected, outcome))
+            family.add_metric((outcome, sample), getattr(outcomes, outcome))
     yield family
     yield from _gauge("labels_pending", "Decisions whose labels will mature", ledger.labelled.pending)
-    for name, text in (
-        ("received", "Labels that came on their own and were joined or given up"),
-        ("applied", "First labels of their transactions, of those that came on their own"),
-        ("corrected", "Labels that said otherwise than the one before"),
-        ("duplicate", "Labels that changed nothing"),
-        ("unmatched", "Labels given up: no decision was found"),
-    ):
-        yield from _counter(f"labels_{name}", text, getattr(ledger.feedback, name))
     yield from _gauge("precision_ratio", "Precision out of sample", kpi.precision(ledger))
     yield from _gauge("recall_ratio", "Recall out of sample", kpi.recall(ledger))
     yield from _gauge("false_positive_ratio", "False positive rate out of sample", kpi.false_positive_rate(ledger))
@@ -271,6 +259,16 @@ def _workers(snapshot: Snapshot) -> Iterator[Metric]:
             GaugeMetricFamily, name, text, "step",
             ((step, total(value(beat) for beat in beats)) for step, beats in by_step.items()),
         )  # fmt: skip
+
+
+def _looked_up(snapshot: Snapshot) -> Iterator[Metric]:
+    """All live servers' together: each counts from its start."""
+    counts = [beat.figures.get("reasons_at_look_up") for beat in snapshot.workers or () if beat.stage == "api"]
+    yield from _counter(
+        "reasons_at_look_up",
+        "Flagged transactions explained when they were looked up",
+        total(count for count in counts if isinstance(count, int)),
+    )
 
 
 def _volume(snapshot: Snapshot, settings: Settings) -> Iterator[Metric]:

@@ -9,6 +9,7 @@ import time
 
 import psutil
 
+from services.api.tally import Tally
 from spearhead.heartbeat import Heartbeat, Roster
 from spearhead.runner import describe, iso_now
 from spearhead.settings import Settings
@@ -20,10 +21,11 @@ WATCH_SECONDS = 0.25
 class Heart:
     """Beats from a thread while the server runs. The volume may be away: it then tries again."""
 
-    def __init__(self, settings: Settings, volume: Volume, worker: str) -> None:
+    def __init__(self, settings: Settings, volume: Volume, worker: str, reasons: Tally) -> None:
         self._settings = settings
         self._volume = volume
         self._worker = worker
+        self._reasons = reasons
         self._roster = Roster(volume, settings.lease_seconds)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heart", daemon=True)
@@ -80,7 +82,7 @@ class Heart:
             started_at=self._started_at,
             updated_at=iso_now(),
             last_error=self._last_error,
-            figures={"processes": processes},
+            figures={"processes": processes, "reasons_at_look_up": self._reasons.total()},
         )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -15,11 +16,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from services.api.explainer import Explainer
 from services.api.limiter import Stopped
 from services.api.snapshot import iso_us
-from spearhead import labels
+from spearhead import evidence
+from spearhead.evidence import Entry
+from spearhead.reasons import shown
 from spearhead.schema import RESULTS
-from spearhead.segment import SUFFIX, SegmentError, SegmentName, read_segment
+from spearhead.segment import SUFFIX, SegmentError, SegmentName, read_segment_notes
 from spearhead.volume import Volume
 
 CLOCK_SLACK_SECONDS: Final = 60.0  # a file's time is its server's, a decision's that of the host that made it
@@ -35,6 +39,29 @@ class Place(NamedTuple):
     mtime_ns: int
     name: str
     path: Path
+
+
+class _Kept:
+    """A result file that is open."""
+
+    def __init__(self, place: Place, batch: pa.RecordBatch, notes: bytes) -> None:
+        self.place = place
+        self.batch = batch
+        self._notes = notes
+
+    def entry(self, row: int) -> Entry | None:
+        """What is kept to explain a row; None where nothing is."""
+        return self._entries.get(row)
+
+    @cached_property
+    def _entries(self) -> dict[int, Entry]:
+        if not self._notes:
+            return {}
+        flagged = pc.equal(self.batch.column("decision").cast(pa.string()), "flagged").to_numpy(zero_copy_only=False)
+        try:
+            return dict(zip(np.flatnonzero(flagged).tolist(), evidence.decode(self._notes), strict=True))
+        except ValueError:  # damaged: the decisions are not, and are shown without reasons, which says so
+            return {}
 
 
 class Filter(NamedTuple):
@@ -78,18 +105,23 @@ def places(volume: Volume, epoch: int) -> list[Place]:
     return sorted(found, reverse=True)
 
 
-def find(volume: Volume, epoch: int, trans_num: str, stopped: Stopped) -> dict[str, Any] | None:
+def find(volume: Volume, epoch: int, trans_num: str, explainer: Explainer, stopped: Stopped) -> dict[str, Any] | None:
     """The decision on one transaction; None if it is not made, or its file is no longer kept. Raises StoppedError."""
-    for place, batch in _batches(places(volume, epoch), stopped):
-        row = pc.index(batch.column("trans_num"), trans_num).as_py()
+    for kept in _segments(places(volume, epoch), stopped):
+        row = pc.index(kept.batch.column("trans_num"), trans_num).as_py()
         if row >= 0:
-            found = _decision(batch, row) | {"segment": place.name.removesuffix(SUFFIX)}
-            return _with_labels(volume, epoch, [found])[0]
+            return _decision(kept, row, explainer) | {"segment": kept.place.name.removesuffix(SUFFIX)}
     return None
 
 
 def signals(
-    volume: Volume, epoch: int, wanted: Filter, limit: int, after: Cursor | None, stopped: Stopped
+    volume: Volume,
+    epoch: int,
+    wanted: Filter,
+    limit: int,
+    after: Cursor | None,
+    explainer: Explainer,
+    stopped: Stopped,
 ) -> tuple[list[dict[str, Any]], Cursor | None]:
     """At most ``limit`` flagged transactions, newest file first, and where the next page begins (None: no more).
 
@@ -98,25 +130,19 @@ def signals(
     chosen = [place for place in places(volume, epoch) if _may_hold(place, wanted, after)]
     page: list[dict[str, Any]] = []
     last: Cursor | None = None
-    for place, batch in _batches(chosen, stopped):
-        rows = _matching(batch, wanted)[::-1]
+    for kept in _segments(chosen, stopped):
+        place = kept.place
+        rows = _matching(kept.batch, wanted)[::-1]
         if after is not None and (place.mtime_ns, place.name) == after[:2]:
             rows = rows[rows < after.row]
         for row in rows.tolist():
             if len(page) == limit:
-                return _with_labels(volume, epoch, page), last
-            page.append(_decision(batch, row))
+                return page, last
+            if stopped():
+                raise StoppedError
+            page.append(_decision(kept, row, explainer))
             last = Cursor(place.mtime_ns, place.name, row)
-    return _with_labels(volume, epoch, page), None
-
-
-def _with_labels(volume: Volume, epoch: int, decisions: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each with the newest label that came on its own."""
-    found = labels.latest(volume, epoch, (decision["trans_num"] for decision in decisions))
-    for decision in decisions:
-        label = found.get(decision["trans_num"])
-        decision["label"] = label and {"is_fraud": label[0], "labelled_at": iso_us(label[1])}
-    return decisions
+    return page, None
 
 
 def _may_hold(place: Place, wanted: Filter, after: Cursor | None) -> bool:
@@ -125,15 +151,15 @@ def _may_hold(place: Place, wanted: Filter, after: Cursor | None) -> bool:
     return wanted.since is None or place.mtime_ns / 1000 >= wanted.since - CLOCK_SLACK_SECONDS * 1e6
 
 
-def _batches(found: Iterable[Place], stopped: Stopped) -> Iterator[tuple[Place, pa.RecordBatch]]:
+def _segments(found: Iterable[Place], stopped: Stopped) -> Iterator[_Kept]:
     for place in found:
         if stopped():
             raise StoppedError
         try:
-            batch, _ = read_segment(place.path)
+            batch, _, notes = read_segment_notes(place.path)
         except (FileNotFoundError, SegmentError):  # retention removed it; a damaged one is `verify`'s to tell
             continue
-        yield place, batch
+        yield _Kept(place, batch, notes)
 
 
 def _matching(batch: pa.RecordBatch, wanted: Filter) -> NDArray[np.int64]:
@@ -148,8 +174,9 @@ def _matching(batch: pa.RecordBatch, wanted: Filter) -> NDArray[np.int64]:
     return rows
 
 
-def _decision(batch: pa.RecordBatch, row: int) -> dict[str, Any]:
+def _decision(kept: _Kept, row: int, explainer: Explainer) -> dict[str, Any]:
     """One row of a result file as the API shows it."""
+    batch = kept.batch
 
     def value(name: str) -> Any:
         column = batch.column(name)
@@ -172,8 +199,17 @@ def _decision(batch: pa.RecordBatch, row: int) -> dict[str, Any]:
         "ingested_at": value("ingested_at"),
         "timestamp": value("scored_at"),
         "is_fraud": value("is_fraud"),
-        "reasons": [],
+        **_why(kept, row, explainer),
     }
+
+
+def _why(kept: _Kept, row: int, explainer: Explainer) -> dict[str, Any]:
+    """Why a row was flagged, and if nobody can say why not."""
+    if kept.batch.column("decision")[row].as_py() != "flagged":
+        return {"reasons": [], "reasons_note": None}
+    found = explainer.explain(kept.batch.column("model_version")[row].as_py(), kept.entry(row))
+    amount = kept.batch.column("amt")[row].as_py()
+    return {"reasons": [shown(reason, amount) for reason in found.reasons], "reasons_note": found.note}
 
 
 def _epoch(file: str) -> int | None:

@@ -19,6 +19,7 @@ from uvicorn.config import Config
 from uvicorn.server import Server
 
 from services.api.heart import Heart
+from services.api.tally import Tally
 from spearhead.errors import ConfigurationError
 from spearhead.log import LibraryLogs, worker_logger
 from spearhead.settings import Settings
@@ -71,7 +72,8 @@ class Application(BaseApplication):
         self._settings = settings
         self._volume = volume
         self._log = worker_logger(volume, "api", worker, settings.log_level)
-        self._heart = Heart(settings, volume, worker)
+        self._reasons = Tally()
+        self._heart = Heart(settings, volume, worker, self._reasons)
         super().__init__()
 
     def load_config(self) -> None:
@@ -95,7 +97,7 @@ class Application(BaseApplication):
         """In the worker, after the fork: the thread pools that polars and pyarrow start don't survive one."""
         from services.api.app import create_app  # noqa: PLC0415
 
-        return create_app(self._settings, self._volume, self._log.bind(pid=os.getpid()))
+        return create_app(self._settings, self._volume, self._log.bind(pid=os.getpid()), self._reasons)
 
     def run_here(self) -> None:
         """Until stopped; ends the process with gunicorn's status, 0 after a SIGTERM."""
@@ -107,6 +109,7 @@ class Application(BaseApplication):
         self._heart.start()
 
     def _forked(self, arbiter: Arbiter, worker: Worker) -> None:
+        self._reasons.use(worker.age)
         die_with_parent(arbiter.pid)
 
     def _exit(self, arbiter: Arbiter) -> None:

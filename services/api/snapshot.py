@@ -105,7 +105,6 @@ class Snapshot(NamedTuple):
     control: Control | None = None
     disk: Disk | None = None
     models: Models | None = None
-    labels_waiting: int | None = None  # for a decision to be joined with
     samples: Sequence[Sample] = ()
 
     def of(self, step: str) -> list[Heartbeat]:

@@ -27,8 +27,10 @@ from spearhead.volume import Volume
 
 SLOTS: Final = 64  # replicas of an endless synthetic generator
 LOOK_SECONDS: Final = 0.1  # backlog and free space are looked at this often
+IDLE_LOOK_SECONDS: Final = 1.0  # at a rate of zero
 SLOT_SECONDS: Final = 0.5  # a worker without a slot looks for one this often
 HELD_SECONDS: Final = 1.0  # a worker with a slot looks this often whether it is still its own
+HELD: Final = ("back_pressure", "disk_low")  # states in which nothing is produced
 RELIEF: Final = 0.8  # of the critical backlog: production goes on below
 DISK_RELIEF: Final = 1.1
 
@@ -193,14 +195,15 @@ class Generator(Stage):
         if text != self._rate_text:
             self._rate_text = text
             self._pacer.set_rate(parse_rate(text), now)
+            self._look_at = 0.0
             self.figures = {**self.figures, "rate": text}
 
     def _held_back(self, now: float) -> bool:
         """Whether raw-transactions or the disk is too full; says so in the heartbeat."""
         if now >= self._look_at:
-            self._look_at = now + LOOK_SECONDS
+            self._look_at = now + (LOOK_SECONDS if self._pacer.rate else IDLE_LOOK_SECONDS)
             self._look_around()
-        return self.state in ("back_pressure", "disk_low")
+        return self.state in HELD
 
     def _look_around(self) -> None:
         settings = self.settings
@@ -215,7 +218,7 @@ class Generator(Stage):
         elif waiting >= limit:
             self.state = "back_pressure"
             self.detail = f"{waiting:,} rows wait in raw-transactions, paused at {settings.raw_transactions_critical:,}"
-        elif self.state in ("disk_low", "back_pressure"):
+        elif self.state in HELD:
             self.state, self.detail = "running", ""
 
     def _take(self, position: Position, now: float) -> Flush | None:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from typing import ClassVar, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, Final, TypeVar
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from services.inference.budget import Budget
 from services.inference.retention import Retention
 from services.inference.watch import ModelWatch
-from spearhead import codes, reasons, scoring, shap, trees
+from spearhead import codes, evidence, reasons, scoring, shap, trees
 from spearhead.aggregate import Aggregate
 from spearhead.backlog import RawHeads
 from spearhead.heartbeat import Roster
 from spearhead.hop import Claim, Hop, environmental
 from spearhead.ledger import Ledger
 from spearhead.model import Model, ModelStore
+from spearhead.reasons import Reason
+from spearhead.scoring import Scored
 from spearhead.segment import SUFFIX, SegmentName, write_segment
 from spearhead.settings import Settings
 from spearhead.stage import Stage
@@ -31,6 +34,7 @@ RECOVER_SECONDS: Final = 2.0
 RETENTION_SECONDS: Final = 10.0
 WAITING_SECONDS: Final = 1.0  # how often the progress towards the first model is read
 AGGREGATE_SUFFIX: Final = ".json"
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
@@ -94,30 +98,37 @@ class Inference(Stage):
 
     def _score(self, claims: Sequence[Claim], model: Model) -> int:
         """Stage all, commit and publish together: a claim that raises fails alone. Rows that count."""
-        staged: dict[str, Aggregate] = {}
-        good: list[Claim] = []
+        decided = self._attempt(claims, lambda claim: self._decide(claim, model))
+        chosen = self._choose([scored for _, (scored, _) in decided])
+        dear = {claim.name: (*found, rows) for (claim, found), rows in zip(decided, chosen, strict=True)}
+        staged = self._attempt(
+            [claim for claim, _ in decided], lambda claim: self._stage(claim, *dear[claim.name], model)
+        )
+        aggregates = {claim.name: aggregate for claim, aggregate in staged}
+        done = self._hop.finish([claim for claim, _ in staged]) if staged else []
+        for claim in done:
+            self._count(aggregates[claim.name])
+        return sum(claim.info.rows for claim in done)
+
+    def _attempt(self, claims: Sequence[Claim], work: Callable[[Claim], T]) -> list[tuple[Claim, T]]:
+        """What ``work`` gives of each claim; one that raises fails alone and is left out."""
+        good: list[tuple[Claim, T]] = []
         for position, claim in enumerate(claims):
             try:
-                staged[claim.name] = self._stage(claim, model)
+                good.append((claim, work(claim)))
             except MemoryError:
                 raise
             except Exception as error:
                 if environmental(error):  # the volume's fault: give everything back and wait
-                    self._hop.release([*good, *claims[position:]])
+                    self._hop.release([*(claim for claim, _ in good), *claims[position:]])
                     raise
                 self._hop.fail(claim, error)
                 _log.warning("segment %s failed: %s: %s", claim.name, type(error).__name__, error)
-                continue
-            good.append(claim)
-        done = self._hop.finish(good) if good else []
-        for claim in done:
-            self._count(staged[claim.name])
-        return sum(claim.info.rows for claim in done)
+        return good
 
-    def _stage(self, claim: Claim, model: Model) -> Aggregate:
-        """Score one segment and write its two outputs to the claim's private place."""
+    def _decide(self, claim: Claim, model: Model) -> tuple[Scored, Aggregate]:
         scores = model.score(codes.of(claim.batch.column("features")))
-        scored, aggregate = scoring.decide(
+        return scoring.decide(
             claim.batch,
             scores,
             producer=_producer(claim.name),
@@ -126,21 +137,33 @@ class Inference(Stage):
             scored_at=time.time_ns() // 1000,
             model=model.version,
         )
-        self._explain(scored, aggregate, model)
-        write_segment(self.files, self._hop.staged(claim, SUFFIX), scoring.results(scored), claim.info)
+
+    def _choose(self, decided: Sequence[Scored]) -> list[NDArray[np.int64]]:
+        """The flagged rows to explain now, by segment: over all, those that may cost most, as the budget allows."""
+        losses = [scoring.expected_loss(scored) for scored in decided]
+        loss = np.concatenate([np.empty(0), *losses])
+        chosen = np.zeros(len(loss), np.bool_)
+        chosen[np.argsort(-loss, kind="stable")[: self._reasons.take(len(loss))]] = True
+        ends = np.cumsum([len(own) for own in losses], dtype=np.int64)[:-1]
+        parts = np.split(chosen, ends) if losses else []
+        return [scored.flagged[part] for scored, part in zip(decided, parts, strict=True)]
+
+    def _stage(
+        self, claim: Claim, scored: Scored, aggregate: Aggregate, rows: NDArray[np.int64], model: Model
+    ) -> Aggregate:
+        """Explain ``rows`` of a decided segment and write its two outputs to the claim's private place."""
+        matrix = codes.of(scored.batch.column("features"))
+        found: list[list[Reason]] = []
+        if len(rows):
+            features = matrix[rows]
+            found = reasons.strongest(codes.decode(features), model.contributions(features))
+        explained = dict(zip(rows.tolist(), found, strict=True))
+        scoring.explain(scored, aggregate, explained)
+        flagged = scored.flagged.tolist()
+        notes = evidence.encode(flagged, matrix, explained) if flagged else b""
+        write_segment(self.files, self._hop.staged(claim, SUFFIX), scoring.results(scored), claim.info, notes)
         self.files.create(self._hop.staged(claim, AGGREGATE_SUFFIX), msgspec.json.encode(aggregate))
         return aggregate
-
-    def _explain(self, scored: scoring.Scored, aggregate: Aggregate, model: Model) -> None:
-        """Give the flagged rows that may cost most their reasons, as many as the budget allows now."""
-        flagged = scored.flagged
-        taken = self._reasons.take(len(flagged))
-        if taken == 0:
-            return
-        rows = np.sort(flagged[np.argsort(-scoring.expected_loss(scored), kind="stable")[:taken]])
-        features = codes.of(scored.batch.column("features"))[rows]
-        found = reasons.strongest(codes.decode(features), model.contributions(features))
-        scoring.explain(scored, aggregate, dict(zip(rows.tolist(), found, strict=True)))
 
     def _count(self, aggregate: Aggregate) -> None:
         self._rows += aggregate.count

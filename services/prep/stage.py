@@ -9,7 +9,7 @@ from typing import ClassVar, Final
 from services.prep.ownership import Ownership
 from services.prep.sample import Share
 from services.prep.work import FeatureWork
-from spearhead import codes, features, labels
+from spearhead import codes, features
 from spearhead.backlog import Backlog
 from spearhead.heartbeat import Roster, State
 from spearhead.partition import LostError, PartitionLog
@@ -18,7 +18,7 @@ from spearhead.spool import Spool
 from spearhead.stage import Stage
 from spearhead.volume import Volume
 
-LOOK_SECONDS: Final = 0.25  # who is alive, which partitions are ours, how full the disk is
+LOOK_SECONDS: Final = 0.5  # who is alive, which partitions are ours, how full the disk is
 BACKLOG_SECONDS: Final = 0.02  # least time between two counts of what waits for inference, during a pause
 RESUME_SHARE: Final = 0.8  # of the critical threshold: below it a pause for back pressure ends
 TIDY_SECONDS: Final = 2.0
@@ -27,7 +27,7 @@ DISK_SHARE: Final = 0.5  # of the producers' low mark: prep goes on below it, or
 
 
 class Prep(Stage):
-    """One replica. Standby (no partition) costs a look at the heartbeats four times a second."""
+    """One replica. Standby (no partition) costs a look at the heartbeats twice a second."""
 
     name: ClassVar[str] = "prep"
 
@@ -200,7 +200,6 @@ class Prep(Stage):
         if now >= self._tidy_at:
             self._tidy_at = now + TIDY_SECONDS
             self.figures["training_rows"] = self._spool.tidy()
-            labels.prune(self.volume)
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_SECONDS
             self._logs[0].sweep({*self._alive, self.worker})

@@ -21,7 +21,7 @@ from spearhead.stage import Stage
 from spearhead.timer import Timer
 from spearhead.volume import Volume
 
-LOOK_SECONDS: Final = 0.25
+LOOK_SECONDS: Final = 0.5
 REST: Final = 2.0  # pause after a training, in times of what it took: it never has more than a third of a core
 RETRY_SECONDS: Final = (5.0, 300.0)  # wait after a training that failed: first and longest
 NICENESS: Final = {"inference": 19, "balanced": 10, "training": 0}

@@ -68,7 +68,7 @@ export class Business {
       { label: "Time", cell: (row) => clock(row.timestamp), tip: "When it was decided. Source: the result row." },
       { label: "Score", numeric: true, cell: (row) => score(row.risk_score), tip: "Risk score of the model, 0 to 1. Source: the result row." },
       { label: "Amount", numeric: true, cell: (row) => money(row.amount), tip: "Amount of the transaction. Source: the result row." },
-      { label: "Why", cell: reasons, tip: "The three features that raised the score most (TreeSHAP), each with its value. A dash: not computed, more were flagged than REASONS_MAX_PER_S; the dearest come first. Source: the ledger." },
+      { label: "Why", cell: reasons, tip: "The three features that raised the score most (TreeSHAP), each with its value. A dash: more were flagged than REASONS_MAX_PER_S, the dearest come first; GET /api/transactions/{trans_num} has them. Source: the ledger." },
       { label: "Merchant", cell: (row) => row.merchant },
       { label: "Category", cell: (row) => category(row.category) },
       { label: "Card", cell: (row) => row.cc_num_masked, tip: "The last four digits; the number itself is nowhere on the volume." },

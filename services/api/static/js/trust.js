@@ -154,7 +154,7 @@ export class Labels {
     ]);
     facts(this.reasons, [
       ["Computed", count(reasons?.computed), `Flagged transactions whose reasons were computed in the stream. ${LEDGER}`],
-      ["Deferred", count(reasons?.deferred), `Flagged transactions above the limit a second (REASONS_MAX_PER_S): they have no reasons. ${LEDGER}`],
+      ["Deferred", count(reasons?.deferred), `Flagged transactions above the limit a second (REASONS_MAX_PER_S): a look-up computes their reasons. ${LEDGER}`],
     ]);
   }
 }
