@@ -212,6 +212,17 @@ def test_the_volume_s_utilisation_of_a_finite_run_is_what_the_kernel_measured(fi
         assert any(rate > 0 for _, rate, _ in rates), stage
 
 
+def test_every_flagged_row_of_a_finite_run_says_why(finite: Finite) -> None:
+    api = Api(Volume(finite.root))
+    with api.client:
+        page = api.get("/api/signals?limit=500")["signals"]
+    assert page
+    for one in page:
+        assert one["reasons_note"] is None
+        assert 1 <= len(one["reasons"]) <= 3
+        assert all(reason["contribution"] > 0 and reason["text"] for reason in one["reasons"])
+
+
 def test_rows_sent_by_a_client_that_dies_and_a_dropped_file_are_all_decided(
     trained: Path, up: Callable[..., Up]
 ) -> None:
