@@ -21,6 +21,7 @@ MICRO: Final = 1_000_000
 LATENCY_GROWTH: Final = 1.02  # relative width of a latency bucket
 AMOUNT_GROWTH: Final = 1.01  # relative width of a flagged-amount bucket: KPI 13 within 1 %
 HOUR_US: Final = 3_600_000_000
+DAY_US: Final = 24 * HOUR_US
 
 
 class Group(msgspec.Struct, gc=False):
@@ -47,6 +48,26 @@ class HourOutcomes(msgspec.Struct, gc=False):
 
     out_of_sample: Outcomes = msgspec.field(default_factory=Outcomes)
     in_sample: Outcomes = msgspec.field(default_factory=Outcomes)
+    score: int = 0  # sum of the scores of rows out of sample, in millionths
+
+
+class LabelDay(msgspec.Struct, gc=False):
+    """Matured labels of one event day. ``judged``: those out of sample of the model that scored them."""
+
+    rows: int = 0
+    frauds: int = 0
+    judged_rows: int = 0
+    judged_frauds: int = 0
+    score: int = 0  # sum of the judged rows' scores, in millionths
+
+
+class DriftDay(msgspec.Struct, gc=False):
+    """Rows of one event day that were counted by the bins of a drift reference (spearhead/drift.py)."""
+
+    rows: int = 0
+    seen: int = 0  # when the last of them was scored, us since 1970
+    features: list[int] = msgspec.field(default_factory=list)  # rows in each bin, feature after feature
+    scores: dict[str, list[int]] = msgspec.field(default_factory=dict)  # the same of scores, by model version
 
 
 class AmountBucket(msgspec.Struct, gc=False):
@@ -90,13 +111,19 @@ class Aggregate(msgspec.Struct):
     latency_us: int = 0  # sum over rows of scored_at - ingested_at
     flagged_amounts: dict[str, AmountBucket] = msgspec.field(default_factory=dict)
     pending_labels: dict[str, HourOutcomes] = msgspec.field(default_factory=dict)  # "<producer>/<event hour>"
+    label_days: dict[str, LabelDay] = msgspec.field(default_factory=dict)  # matured labels by event day since 1970
+    drift: dict[str, DriftDay] = msgspec.field(default_factory=dict)  # "<edges>/<event day>"
     models: dict[str, int] = msgspec.field(default_factory=dict)  # rows scored by each model version
     signals: list[Signal] = msgspec.field(default_factory=list)  # newest first, at most MAX_SIGNALS
     first_scored_at: int = 0  # us since 1970; 0: no rows
+    first_event_day: int = 0  # days since 1970, of the rows scored first: history began then
     last_scored_at: int = 0
 
 
 MAX_SIGNALS: Final = 50
+KEPT_DRIFT_DAYS: Final = 9  # a week of whole days, and one on either side
+KEPT_DRIFT_MODELS: Final = 3  # of a day, newest versions
+KEPT_LABEL_DAYS: Final = 28
 
 
 def latency_bucket(us: float) -> int:
@@ -121,6 +148,8 @@ def merge(into: Aggregate, others: Iterable[Aggregate]) -> None:
         _merge_integers(into.models, other.models)
         _merge_amounts(into.flagged_amounts, other.flagged_amounts)
         _merge_hours(into.pending_labels, other.pending_labels)
+        _merge_label_days(into.label_days, other.label_days)
+        _merge_drift(into.drift, other.drift)
         signals = signals + other.signals
     into.signals = heapq.nlargest(MAX_SIGNALS, signals, key=lambda signal: (signal.scored_at, signal.trans_num))
 
@@ -144,6 +173,28 @@ def prune_minutes(minutes: dict[str, Group], keep: int) -> None:
         del minutes[minute]
 
 
+def add_hour(label_days: dict[str, LabelDay], hour: int, outcomes: HourOutcomes) -> None:
+    """Add the matured outcomes of an event hour (since 1970) to its day."""
+    judged, seen = outcomes.out_of_sample, outcomes.in_sample
+    rows, frauds = outcomes_count(judged), judged.tp + judged.fn
+    day = LabelDay(rows + outcomes_count(seen), frauds + seen.tp + seen.fn, rows, frauds, outcomes.score)
+    _merge_label_days(label_days, {str(hour * HOUR_US // DAY_US): day})
+
+
+def prune_days(label_days: dict[str, LabelDay], drift: dict[str, DriftDay]) -> None:
+    """Keep the newest event days with labels, and of drift those that were counted last.
+
+    Of drift not the newest: a row with a wrong date, far ahead, would stay for good.
+    """
+    for day in sorted(label_days, key=int)[:-KEPT_LABEL_DAYS]:
+        del label_days[day]
+    for key in sorted(drift, key=lambda key: (drift[key].seen, int(key.rpartition("/")[2]), key))[:-KEPT_DRIFT_DAYS]:
+        del drift[key]
+    for counted in drift.values():
+        for model in sorted(counted.scores, key=lambda model: (len(model), model))[:-KEPT_DRIFT_MODELS]:
+            del counted.scores[model]
+
+
 def _merge_counts(into: Aggregate, other: Aggregate) -> None:
     into.count += other.count
     into.cents += other.cents
@@ -157,7 +208,9 @@ def _merge_counts(into: Aggregate, other: Aggregate) -> None:
     into.bands = [a + b for a, b in zip(into.bands, other.bands, strict=True)]
     into.last_scored_at = max(into.last_scored_at, other.last_scored_at)
     if other.first_scored_at:
-        into.first_scored_at = min(into.first_scored_at or other.first_scored_at, other.first_scored_at)
+        first = (other.first_scored_at, other.first_event_day)
+        known = (into.first_scored_at, into.first_event_day) if into.first_scored_at else first
+        into.first_scored_at, into.first_event_day = min(known, first)
 
 
 def _merge_groups(into: dict[str, Group], other: dict[str, Group]) -> None:
@@ -195,3 +248,29 @@ def _merge_hours(into: dict[str, HourOutcomes], other: dict[str, HourOutcomes]) 
             total = into[key] = HourOutcomes()
         add_outcomes(total.out_of_sample, hour.out_of_sample)
         add_outcomes(total.in_sample, hour.in_sample)
+        total.score += hour.score
+
+
+def _merge_label_days(into: dict[str, LabelDay], other: dict[str, LabelDay]) -> None:
+    for key, day in other.items():
+        total = into.setdefault(key, LabelDay())
+        total.rows += day.rows
+        total.frauds += day.frauds
+        total.judged_rows += day.judged_rows
+        total.judged_frauds += day.judged_frauds
+        total.score += day.score
+
+
+def _merge_drift(into: dict[str, DriftDay], other: dict[str, DriftDay]) -> None:
+    for key, day in other.items():
+        total = into.setdefault(key, DriftDay())
+        total.rows += day.rows
+        total.seen = max(total.seen, day.seen)
+        total.features = _added(total.features, day.features)
+        for model, counts in day.scores.items():
+            total.scores[model] = _added(total.scores.get(model, []), counts)
+
+
+def _added(one: list[int], other: list[int]) -> list[int]:
+    """Sum of two counts by the same bins; an empty one has counted nothing."""
+    return [a + b for a, b in zip(one, other, strict=True)] if one and other else list(one or other)

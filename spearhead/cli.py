@@ -37,6 +37,7 @@ WARM = (  # what compiles a stage's kernels: an image holds only its own stage
     ("inference", "spearhead.trees", "warm"),
     ("inference", "spearhead.shap", "warm"),
     ("inference", "spearhead.scoring", "warm"),
+    ("inference", "spearhead.binning", "warm"),
     ("api", "spearhead.codes", "warm"),
 )
 

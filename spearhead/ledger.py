@@ -23,13 +23,17 @@ from spearhead.aggregate import (
     SCORE_BINS,
     Aggregate,
     AmountBucket,
+    DriftDay,
     Group,
     HourOutcomes,
+    LabelDay,
     Outcomes,
     Signal,
+    add_hour,
     add_outcomes,
     merge,
     outcomes_count,
+    prune_days,
     prune_minutes,
 )
 from spearhead.backlog import Head, RawHeads
@@ -101,7 +105,10 @@ class LedgerFile(msgspec.Struct, kw_only=True):
     recent_signals: list[Signal] = msgspec.field(default_factory=list)
     producers: dict[str, Counted] = msgspec.field(default_factory=dict)
     dead: dict[str, DeadRows] = msgspec.field(default_factory=dict)
+    label_days: dict[str, LabelDay] = msgspec.field(default_factory=dict)  # matured labels by event day since 1970
+    drift: dict[str, DriftDay] = msgspec.field(default_factory=dict)  # "<edges>/<event day>"
     first_scored_at: int = 0  # us since 1970; 0: none
+    first_event_day: int = 0  # days since 1970, of the rows scored first
     last_scored_at: int = 0
     pending_labels: dict[str, HourOutcomes] = msgspec.field(default_factory=dict)
     damaged_versions: int = 0  # versions that could not be read; what they alone had counted is lost
@@ -130,9 +137,12 @@ class LedgerFile(msgspec.Struct, kw_only=True):
             latency_us=self.latency_us,
             flagged_amounts=self.flagged_amounts,
             pending_labels=self.pending_labels,
+            label_days=self.label_days,
+            drift=self.drift,
             models=self.models,
             signals=self.recent_signals,
             first_scored_at=self.first_scored_at,
+            first_event_day=self.first_event_day,
             last_scored_at=self.last_scored_at,
         )
 
@@ -152,6 +162,7 @@ class LedgerFile(msgspec.Struct, kw_only=True):
         self.latency_us = totals.latency_us
         self.recent_signals = totals.signals
         self.first_scored_at = totals.first_scored_at
+        self.first_event_day = totals.first_event_day
         self.last_scored_at = totals.last_scored_at
         if totals.first_scored_at:
             self.started_at = datetime.fromtimestamp(totals.first_scored_at / 1e6, UTC)
@@ -328,6 +339,8 @@ class Ledger:
         for key in self._matured(new, heads):
             hour = new.pending_labels.pop(key)
             _add_matured(new.labelled, hour)
+            add_hour(new.label_days, int(key.rpartition("/")[2]), hour)
+        prune_days(new.label_days, new.drift)
         new.labelled.pending = sum(_hour_count(hour) for hour in new.pending_labels.values())
         new.dead = dead
         new.updated_at = datetime.now(UTC)

@@ -6,6 +6,7 @@
 * ``features.json``: ordered feature names, the version of their meaning, SHA-256 of ``model.ubj``, the calibration;
 * ``window.json``: event time and rows of the training, validation and test parts (``Window``);
 * ``metrics.json``, ``thresholds.json``, ``params.json``: for people, the API and the promotion of later models;
+* ``drift.json``: the bins and shares that drift is measured by (``drift.Reference``);
 * ``card.md``, ``card.json``, ``calibration.png``, ``pr_curve.png``: the model card.
 
 ``models/current`` says which version is in service (``spearhead/pointer.py``). A version is built in
@@ -32,6 +33,7 @@ from numpy.typing import NDArray
 
 from spearhead import codes, pointer, shap, trees
 from spearhead.codes import Codes
+from spearhead.drift import Reference, check_reference
 from spearhead.features import FEATURES, FEATURES_VERSION
 from spearhead.pointer import VERSION, Pointer
 from spearhead.trees import Trees
@@ -40,7 +42,7 @@ from spearhead.volume import Volume
 KEPT: Final = 50  # newest versions that are never pruned
 STALE_STAGING_SECONDS: Final = 3600.0
 _NEEDED: Final = ("model.ubj", "features.json")
-_OPTIONAL: Final = ("window.json", "metrics.json", "thresholds.json", "params.json",
+_OPTIONAL: Final = ("window.json", "metrics.json", "thresholds.json", "params.json", "drift.json",
                     "card.md", "card.json", "calibration.png", "pr_curve.png")  # fmt: skip
 _log = logging.getLogger(__name__)
 
@@ -89,6 +91,7 @@ class Artifact(NamedTuple):
     slope: float = 1.0
     intercept: float = 0.0
     card: Mapping[str, bytes] = MappingProxyType({})  # file name: contents
+    reference: Reference | None = None  # None: no drift is measured
 
 
 class Model:
@@ -105,6 +108,7 @@ class Model:
         slope: float = 1.0,
         intercept: float = 0.0,
         tables: shap.Tables | None = None,
+        reference: Reference | None = None,
     ) -> None:
         self.version = version
         self.booster = booster
@@ -113,6 +117,7 @@ class Model:
         self.threads = threads
         self.slope = slope
         self.intercept = intercept
+        self.reference = reference
         self._trees = trees  # the booster's, for spearhead.trees to sum; None: XGBoost predicts
         self._tables = tables  # of its contributions, for spearhead.shap; None: XGBoost explains
 
@@ -234,6 +239,7 @@ class ModelStore:
                 "metrics.json": msgspec.json.encode({**artifact.metrics, "promoted": promote}),
                 "thresholds.json": msgspec.json.encode(artifact.thresholds),
                 "params.json": msgspec.json.encode(artifact.params),
+                **({"drift.json": msgspec.json.encode(artifact.reference)} if artifact.reference else {}),
                 **artifact.card,
             }
         )
@@ -420,6 +426,7 @@ class ModelStore:
         model = Model(
             version, booster, len(self._features), window, found, self._threads, listed.slope, listed.intercept,
             _tables(booster, version) if self._explains else None,
+            self._reference(folder, version),
         )  # fmt: skip
         _check_scores(model)
         return model
@@ -436,6 +443,18 @@ class ModelStore:
                 f"model {version} takes other features than this pipeline makes: "
                 + (", ".join(differ) if differ else "the same in another order")
             )
+
+    def _reference(self, folder: Path, version: str) -> Reference | None:
+        """What drift is measured by. A model scores without it, so a damaged one is told and done without."""
+        if not (folder / "drift.json").exists():
+            return None
+        try:
+            found: Reference = _decode(folder / "drift.json", version, Reference)
+            check_reference(found, self._features)
+        except ValueError as error:
+            _log.warning("no drift is measured: %s", error)
+            return None
+        return found
 
     def _booster(self, data: bytes, version: str) -> xgb.Booster:
         try:

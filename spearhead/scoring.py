@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from spearhead.aggregate import (
+    DAY_US,
     HOUR_US,
     MAX_SIGNALS,
     MICRO,
@@ -81,6 +82,7 @@ class Sums(NamedTuple):
     latency: NDArray[np.int64]  # (buckets,)
     amounts: NDArray[np.int64]  # (buckets, 2): flagged rows, flagged cents
     outcomes: NDArray[np.int64]  # (hours, 8): tp fp tn fn out of sample, then in sample
+    expected: NDArray[np.float64]  # (hours,): sum of the scores of labelled rows out of sample
     totals: NDArray[np.int64]  # (3,): unlabelled rows, sum of latency us, rows whose score is no probability
 
 
@@ -147,6 +149,11 @@ def results(scored: Scored) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=RESULTS)
 
 
+def event_times(batch: pa.RecordBatch) -> NDArray[np.int64]:
+    """Event times of a batch's rows, int64 us since 1970 (n,), over its own memory."""
+    return _numbers(batch, "event_time")
+
+
 def warm() -> None:
     """Compile the kernel, or read it from its cache, before the first row waits for it."""
     _sum_rows(
@@ -180,7 +187,7 @@ def _empty_sums(hours: int) -> Sums:
     return Sums(
         np.zeros((256, 5), np.int64), np.zeros((256, 5), np.int64), np.zeros(SCORE_BINS, np.int64),
         np.zeros(3, np.int64), np.zeros(len(_LATENCY_EDGES), np.int64), np.zeros((len(_AMOUNT_EDGES), 2), np.int64),
-        np.zeros((hours, 8), np.int64), np.zeros(3, np.int64),
+        np.zeros((hours, 8), np.int64), np.zeros(hours), np.zeros(3, np.int64),
     )  # fmt: skip
 
 
@@ -207,6 +214,7 @@ def _sum_rows(
     latency: NDArray[np.int64],
     amounts: NDArray[np.int64],
     outcomes: NDArray[np.int64],
+    expected: NDArray[np.float64],
     totals: NDArray[np.int64],
 ) -> None:
     """Add every row to the sums (shapes in ``Sums``) and set its decision. (n,) arrays; times us, money cents.
@@ -258,7 +266,9 @@ def _sum_rows(
             slot = np.searchsorted(hours, hour)
         fraud = label[i] > 0
         kind = (0 if fraud else 1) if flagged else (3 if fraud else 2)
-        outcomes[slot, kind + (4 if time <= train_end else 0)] += 1
+        seen = time <= train_end
+        outcomes[slot, kind + (4 if seen else 0)] += 1
+        expected[slot] += 0.0 if seen else score
 
 
 def _check(sums: Sums) -> None:
@@ -291,13 +301,16 @@ def _aggregate(sums: Sums, scored: Scored, hours: NDArray[np.int64], producer: s
         },
         pending_labels={
             f"{producer}/{hours[h]}": HourOutcomes(
-                Outcomes(*sums.outcomes[h, :4].tolist()), Outcomes(*sums.outcomes[h, 4:].tolist())
+                Outcomes(*sums.outcomes[h, :4].tolist()),
+                Outcomes(*sums.outcomes[h, 4:].tolist()),
+                int(sums.expected[h] * MICRO + 0.5),
             )
             for h in np.flatnonzero(sums.outcomes.any(axis=1)).tolist()
         },
         models={scored.model: total.count} if total.count else {},
         signals=_signals(scored),
         first_scored_at=scored.scored_at if total.count else 0,
+        first_event_day=int(hours[0]) * HOUR_US // DAY_US if total.count else 0,
         last_scored_at=scored.scored_at if total.count else 0,
     )
 

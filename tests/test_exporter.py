@@ -18,9 +18,11 @@ from test_api import Api, put_model
 
 from services.api.exporter import exposition
 from services.api.snapshot import Disk, Flow, Models, Sample, Snapshot, Version
+from spearhead.aggregate import MICRO, DriftDay, LabelDay
 from spearhead.backlog import Backlogs, Head
 from spearhead.control import Control
 from spearhead.dead import DeadRows
+from spearhead.drift import Edges, Reference
 from spearhead.heartbeat import Heartbeat
 from spearhead.ledger import LedgerFile, read_ledger
 from spearhead.settings import Settings
@@ -43,7 +45,27 @@ def ledger(volume: Volume) -> LedgerFile:
     assert read is not None
     read.updated_at = datetime.fromtimestamp(START_US / 1e6 + 60, UTC)
     read.dead = {"raw_transactions": DeadRows(segments=1, rows=70, rejected_rows=3)}
+    with_drift(read)
     return read
+
+
+def reference() -> Reference:
+    """Of two features: one that can be compared, and one that has not settled."""
+    edges = Edges(features=("amt", "card_days"), ranks=((14_848, 16_000), ()), settled=(True, False))
+    return Reference(
+        edges=edges, shares=((0.5, 0.3, 0.2), None), feature_rows=(5_000, 5_000), score_edges=(0.01, 0.1),
+        score_shares=(0.8, 0.15, 0.05), score_rows=4_000, start=0, end=0, rows=5_000, frauds=50, base_rate=0.01,
+    )  # fmt: skip
+
+
+def with_drift(ledger: LedgerFile) -> None:
+    """Nine event days counted by ``reference``, and labels of them."""
+    ledger.first_event_day = 1
+    ledger.label_days.clear()
+    for day in range(100, 109):
+        counted = DriftDay(500, 0, [200, 150, 150, 500], {"v000002": [390, 80, 30, 0, 0, 0, 0, 0, 0, 0]})
+        ledger.drift[f"{reference().edges.id}/{day}"] = counted
+        ledger.label_days[str(day)] = LabelDay(1_000, 12, 900, 11, 10 * MICRO)
 
 
 def snapshot(ledger: LedgerFile) -> Snapshot:
@@ -79,6 +101,7 @@ def snapshot(ledger: LedgerFile) -> Snapshot:
         models=Models(
             "v000002",
             (Version("v000002", 1_760_000_001.0, metrics), Version("v000003", 1_760_000_050.0, {"verdict": verdict})),
+            reference=reference(),
         ),
         samples=(sample,),
     )  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 from services.api.business import status
 from services.api.infrastructure import model_state
 from services.api.snapshot import Sample, Snapshot, Version, assess, iso, iso_us
+from spearhead.drift import ALARM, WARN
 
 Payload = dict[str, Any]
 CURVE_POINTS = 200
@@ -40,6 +41,7 @@ def model(snapshot: Snapshot) -> Payload:
         "pr_curve": list(metrics.get("pr_curve") or [])[:CURVE_POINTS],
         "loss": _loss(metrics),
         "calibration": _calibration(metrics),
+        "drift": drift(snapshot),
         "thresholds": [{"cost": None} | row for row in models.thresholds] if models else [],
         "cost_optimal_threshold": metrics.get("cost_optimal_threshold"),
         "reasons_summary": _reasons(snapshot),
@@ -49,6 +51,45 @@ def model(snapshot: Snapshot) -> Payload:
         "by_scenario": metrics.get("by_scenario") or {},
         "by_category": metrics.get("by_category") or {},
         "timestamp": iso(snapshot.time),
+    }
+
+
+def drift(snapshot: Snapshot) -> Payload:
+    """Recent traffic against the training window of the model in service; null where nothing can be said."""
+    found = snapshot.drift
+    known = snapshot.models.reference if snapshot.models and found else None
+    rates = found.label_rate if found else None
+    scores = found.calibration if found else None
+    expected = known.base_rate if known else None
+    return {
+        "status": found.status if found else None,
+        "warn": WARN,
+        "alarm": ALARM,
+        "reference": {
+            "version": snapshot.models.current if snapshot.models else None,
+            "rows": known.rows if known else None,
+        },
+        "window": {
+            "from": iso_us(found.start) if found and found.start is not None else None,
+            "to": iso_us(found.end) if found and found.end is not None else None,
+            "rows": found.rows if found else None,
+        },
+        "score_psi": found.score_psi if found else None,
+        "features": [feature._asdict() for feature in found.features] if found else [],
+        "label_rate": {
+            "reference": expected,
+            "recent": rates.observed / rates.rows if rates and rates.rows else None,
+            "ratio": rates.ratio if rates else None,
+            "rows": rates.rows if rates else None,
+            "status": rates.status if rates else None,
+        },
+        "calibration": {
+            "expected_frauds": scores.expected if scores else None,
+            "observed_frauds": scores.observed if scores else None,
+            "ratio": scores.ratio if scores else None,
+            "rows": scores.rows if scores else None,
+            "status": scores.status if scores else None,
+        },
     }
 
 

@@ -45,7 +45,7 @@ MEANINGS: Final[dict[str, str]] = msgspec.json.decode(Path(__file__).with_name("
 def fields(shape: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str]]:
     """(path, type, meaning) of every field, those of nested shapes included; ``[]`` marks entries of a list."""
     for name, field in shape.model_fields.items():
-        path = f"{prefix}{name}"
+        path = f"{prefix}{field.alias or name}"
         yield path, _kind(field.annotation), _meaning(name, field)
         inner, suffix = _nested(field.annotation)
         if inner is not None:

@@ -63,6 +63,7 @@ class _Collector(Collector):
             yield from _labels(snapshot.ledger)
             yield from _dead(snapshot.ledger)
             yield _latency(snapshot.ledger)
+        yield from _drift(snapshot)
         yield from _flow(snapshot)
         yield from _backlogs(snapshot, settings)
         yield from _workers(snapshot)
@@ -168,6 +169,20 @@ def _labels(ledger: LedgerFile) -> Iterator[Metric]:
     yield from _gauge("precision_ratio", "Precision out of sample", kpi.precision(ledger))
     yield from _gauge("recall_ratio", "Recall out of sample", kpi.recall(ledger))
     yield from _gauge("false_positive_ratio", "False positive rate out of sample", kpi.false_positive_rate(ledger))
+
+
+def _drift(snapshot: Snapshot) -> Iterator[Metric]:
+    """Recent traffic against the training window of the model in service."""
+    found = snapshot.drift
+    if found is None:
+        return
+    yield from _labelled(
+        GaugeMetricFamily, "drift_psi", "Population stability index against the champion's training window", "feature",
+        sorted((feature.feature, feature.psi) for feature in found.features),
+    )  # fmt: skip
+    yield from _gauge("drift_score_psi", "The same of the risk score", found.score_psi)
+    yield from _gauge("drift_label_ratio", "Fraud rate of matured labels over training's", found.label_rate.ratio)
+    yield from _gauge("drift_calibration_ratio", "Matured frauds over the sum of their scores", found.calibration.ratio)
 
 
 def _dead(ledger: LedgerFile) -> Iterator[Metric]:

@@ -8,6 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from services.api.snapshot import Models, Version
+from spearhead.drift import Reference, check_reference
 from spearhead.pointer import VERSION, in_service
 from spearhead.volume import Volume
 
@@ -57,9 +58,24 @@ class ModelReader:
                 thresholds=tuple(_json(folder / "thresholds.json") or ()),
                 window=_json(folder / "window.json"),
                 parameters=_json(folder / "params.json"),
+                reference=_reference(folder / "drift.json"),
             )
         except msgspec.DecodeError as error:
             return Models(current=current, problem=f"models/{current}: {error}")
+
+
+def _reference(path: Path) -> Reference | None:
+    """What drift is measured by. Raises msgspec.DecodeError if it is damaged."""
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=Reference)
+        check_reference(found, found.edges.features)
+    except FileNotFoundError:
+        return None
+    except msgspec.DecodeError:
+        raise
+    except ValueError as error:
+        raise msgspec.DecodeError(str(error)) from error
+    return found
 
 
 def _json(path: Path) -> Any:

@@ -470,6 +470,60 @@ class ReasonsSummary(Shape):
     deferred: int | None = Field(description="Flagged transactions beyond the budget: explained when looked up")
 
 
+DriftStatus = Literal["ok", "warn", "alarm"] | None
+
+
+class DriftReference(Shape):
+    version: str | None = Field(description="The model in service")
+    rows: int | None = Field(description="Sampled rows of its training window")
+
+
+class DriftWindow(Shape):
+    from_: str | None = Field(
+        alias="from", description="Event time at which the first of at most seven whole days begins"
+    )
+    to: str | None = Field(description="Event time at which the last of them ends")
+    rows: int | None = Field(description="Rows that were counted, one in 48")
+
+
+class FeatureDrift(Shape):
+    feature: str = Field(description="Name of the feature, as in docs/FEATURES.md")
+    psi: float | None = Field(
+        description="Population stability index; null where the feature has not settled or rows are too few"
+    )
+    status: DriftStatus = Field(description="Of this PSI, by `warn` and `alarm`")
+
+
+class LabelRateDrift(Shape):
+    reference: float | None = Field(description="Share of fraud in the training window")
+    recent: float | None = Field(description="Share of fraud among the labels of the newest matured week")
+    ratio: float | None = Field(description="`recent` over `reference`; null with too few frauds")
+    rows: int | None = Field(description="Matured labels of that week")
+    status: DriftStatus = Field(description="Warning beyond 1.5 or its inverse, alarm beyond 2, if it is no chance")
+
+
+class CalibrationDrift(Shape):
+    expected_frauds: float | None = Field(description="Sum of the scores, over the newest matured week out of sample")
+    observed_frauds: int | None = Field(description="Frauds among the same rows")
+    ratio: float | None = Field(description="Observed over expected; null with too few frauds")
+    rows: int | None = Field(description="Matured labels of that week that are out of sample")
+    status: DriftStatus = Field(description="Warning beyond 1.5 or its inverse, alarm beyond 2, if it is no chance")
+
+
+class DriftDetails(Shape):
+    """Recent traffic against the training window of the model in service. Null: not measurable."""
+
+    status: DriftStatus = Field(description="The worst of what follows")
+    warn: float = Field(description="PSI from which on it is a warning")
+    alarm: float = Field(description="PSI from which on it is an alarm")
+    reference: DriftReference = Field(description="What recent traffic is compared with")
+    window: DriftWindow = Field(description="What of recent traffic is compared")
+    score_psi: float | None = Field(description="PSI of the risk score against the test part of the training window")
+    features: list[FeatureDrift] = Field(description="Largest PSI first")
+    label_rate: LabelRateDrift = Field(description="Whether there is more fraud or less than in the training window")
+    calibration: CalibrationDrift = Field(description="Whether as many frauds were found as the scores had promised")
+
+
 class ModelDetails(Shape):
     status: Status
     state: ModelState
@@ -481,6 +535,7 @@ class ModelDetails(Shape):
     pr_curve: list[CurvePoint]
     loss: dict[Literal["train", "valid"], list[float]]
     calibration: Calibration
+    drift: DriftDetails = Field(description="How far recent traffic is from the training window")
     thresholds: list[dict[str, float | None]]
     cost_optimal_threshold: float | None
     reasons_summary: ReasonsSummary = Field(

@@ -12,6 +12,8 @@ from typing import Any, Final, Literal, NamedTuple
 
 from spearhead.backlog import Backlogs, Head
 from spearhead.control import Control
+from spearhead.drift import Drift, Reference
+from spearhead.drift import assess as assess_drift
 from spearhead.heartbeat import Heartbeat
 from spearhead.ledger import LedgerFile
 
@@ -76,6 +78,7 @@ class Models(NamedTuple):
     thresholds: tuple[dict[str, Any], ...] = ()  # of the one in service
     window: dict[str, Any] | None = None
     parameters: dict[str, Any] | None = None
+    reference: Reference | None = None  # what drift is measured by
     problem: str | None = None
 
     @property
@@ -106,6 +109,14 @@ class Snapshot(NamedTuple):
     disk: Disk | None = None
     models: Models | None = None
     samples: Sequence[Sample] = ()
+
+    @property
+    def drift(self) -> Drift | None:
+        """How far recent traffic is from the training window of the model in service; None: that is not known."""
+        models, ledger = self.models, self.ledger
+        if models is None or models.current is None or models.reference is None or ledger is None:
+            return None
+        return assess_drift(models.reference, models.current, ledger.drift, ledger.label_days, ledger.first_event_day)
 
     def of(self, step: str) -> list[Heartbeat]:
         """Live workers of a step, such as ``preprocessing``."""

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from services.inference.budget import Budget
 from services.inference.retention import Retention
 from services.inference.watch import ModelWatch
-from spearhead import codes, evidence, reasons, scoring, shap, trees
-from spearhead.aggregate import Aggregate
+from spearhead import binning, codes, evidence, reasons, scoring, shap, trees
+from spearhead.aggregate import Aggregate, DriftDay
 from spearhead.backlog import RawHeads
+from spearhead.drift import Reference
 from spearhead.heartbeat import Roster
 from spearhead.hop import Claim, Hop, environmental
 from spearhead.ledger import Ledger
@@ -53,6 +54,7 @@ class Inference(Stage):
             volume, RawHeads(volume), settings.results_retention_bytes, settings.results_retention_seconds
         )
         self._reasons = Budget(settings.reasons_max_per_s)
+        self._bins: tuple[Reference, binning.Bins] | None = None  # as the kernel takes it
         self._fold_due = Timer(settings.fold_seconds)
         self._recover_due = Timer(RECOVER_SECONDS)
         self._retention_due = Timer(RETENTION_SECONDS)
@@ -67,6 +69,7 @@ class Inference(Stage):
         trees.warm()
         shap.warm()
         scoring.warm()
+        binning.warm()
         self._watch.adopt()
         self._hop.recover()
 
@@ -128,15 +131,29 @@ class Inference(Stage):
 
     def _decide(self, claim: Claim, model: Model) -> tuple[Scored, Aggregate]:
         scores = model.score(codes.of(claim.batch.column("features")))
-        return scoring.decide(
+        scored, aggregate = scoring.decide(
             claim.batch,
             scores,
-            producer=_producer(claim.name),
+            producer=_parsed(claim.name).producer,
             threshold=self.settings.fraud_threshold,
             train_end=model.train_end,
             scored_at=time.time_ns() // 1000,
             model=model.version,
         )
+        aggregate.drift = self._count_bins(claim.name, scored, model)
+        return scored, aggregate
+
+    def _count_bins(self, segment: str, scored: scoring.Scored, model: Model) -> dict[str, DriftDay]:
+        """Rows by the bins of the model's drift reference."""
+        if model.reference is None:
+            return {}
+        if self._bins is None or self._bins[0] is not model.reference:
+            self._bins = (model.reference, binning.bins_of(model.reference))
+        features, event_time = codes.of(scored.batch.column("features")), scoring.event_times(scored.batch)
+        return binning.count(
+            self._bins[1], features, scored.scores, event_time,
+            number=_parsed(segment).seq, model=model.version, scored_at=scored.scored_at,
+        )  # fmt: skip
 
     def _choose(self, decided: Sequence[Scored]) -> list[NDArray[np.int64]]:
         """The flagged rows to explain now, by segment: over all, those that may cost most, as the budget allows."""
@@ -218,8 +235,8 @@ def _progress(figures: Mapping[str, float | int | str | None]) -> str:
     return f"no model yet: {matured} of {needed} matured rows" + (f" ({reason})" if reason else "")
 
 
-def _producer(segment: str) -> str:
+def _parsed(segment: str) -> SegmentName:
     name = SegmentName.parse(segment)
     if name is None:
         raise ValueError(f"{segment} is not a segment's name")
-    return name.producer
+    return name

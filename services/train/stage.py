@@ -9,12 +9,14 @@ from typing import ClassVar, Final, NamedTuple
 
 from services.train import card
 from services.train.evaluation import Costs
-from services.train.fit import CancelledError, CannotTrainError, Options, Rows, fit
+from services.train.fit import CancelledError, CannotTrainError, Options, Rows, fit, predict, split
 from services.train.job import Job
 from services.train.promotion import Rules, Verdict, judge
+from services.train.reference import reference
 from services.train.sample import Sample
 from spearhead.backlog import Backlog, Head, RawHeads
 from spearhead.features import FEATURES, STATELESS, WIDTH
+from spearhead.ledger import LedgerError, read_ledger
 from spearhead.model import Artifact, Model, ModelError, ModelStore
 from spearhead.settings import Settings
 from spearhead.stage import Stage
@@ -175,6 +177,7 @@ class Train(Stage):
     def _begin(self, heads: Mapping[str, Head], matured: float, in_service: str | None) -> None:
         rows = self._sample.take(heads, self.settings.label_delay_us)
         champion = self._champion(in_service)
+        began = self._history_began()
         first = in_service is None
         modest = self.control.priority == "inference" and not first
         settings = self.settings
@@ -187,7 +190,7 @@ class Train(Stage):
                 names=FEATURES, stateless=STATELESS, threshold=settings.fraud_threshold, seed=settings.seed,
                 threads=threads, device=settings.device, costs=costs, cancelled=cancelled,
             )  # fmt: skip
-            artifact, verdict = train(rows, options, champion, rules)
+            artifact, verdict = train(rows, options, champion, rules, began)
             return Trained(self._carded(artifact, card.pictures), verdict, len(rows.label), in_service)
 
         self._trained_at, self._trained_matured = time.monotonic(), matured
@@ -206,6 +209,15 @@ class Train(Stage):
             _log.warning("model in service is unusable: %s", error)
             self.figures["model_error"] = str(error)
             return None
+
+    def _history_began(self) -> int | None:
+        """The event day of the first rows that were scored; None before any was, or where no ledger can be read."""
+        try:
+            ledger = read_ledger(self.volume)
+        except LedgerError as error:
+            _log.warning("history is taken to begin with the sample: %s", error)
+            return None
+        return ledger.first_event_day if ledger is not None and ledger.first_scored_at else None
 
     def _finish(self, job: Job[Trained]) -> int:
         """Publish what the job made; where the disk is full it is kept and published later."""
@@ -264,7 +276,16 @@ class Train(Stage):
             return artifact
 
 
-def train(rows: Rows, options: Options, champion: Model | None, rules: Rules) -> tuple[Artifact, Verdict]:
-    """Fit, evaluate and judge against the champion."""
+def train(
+    rows: Rows, options: Options, champion: Model | None, rules: Rules, history_began: int | None = None
+) -> tuple[Artifact, Verdict]:
+    """Fit, evaluate, judge against the champion, and take down what drift is to be measured by.
+
+    ``history_began`` is the event day, days since 1970, since when there has been history; None: since the first row.
+    """
     artifact = fit(rows, options)
-    return artifact, judge(artifact, champion, rows, rules)
+    verdict = judge(artifact, champion, rows, rules)
+    test = rows.take(split(rows).test)
+    scores = predict(artifact.booster, test.features, artifact.slope, artifact.intercept)
+    known = champion.reference if champion is not None else None
+    return artifact._replace(reference=reference(rows, options.names, scores, test, known, history_began)), verdict
