@@ -70,7 +70,7 @@ def count(
 
 
 def counted_rows(rows: int, number: int) -> NDArray[np.int64]:
-    """Which of a segment's ``rows`` rows are counted, ascending: of every 384 eight, at a place that is ``number``'s."""
+    """Which of a segment's ``rows`` rows are counted, ascending: of every 384 eight, at a place of ``number``'s."""
     firsts = np.arange(RUN * (number % ONE_IN), rows, RUN * ONE_IN)
     chosen = (firsts[:, None] + np.arange(RUN)).reshape(-1)
     return chosen[chosen < rows]
