@@ -142,33 +142,61 @@ def _precision(rows: Rows, scores: NDArray[np.float32]) -> float | None:
 
 
 def side_by_side(seeds: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Over all seeds and days: mean and least AP of each scenario, with history and without."""
-    every = [figures for found in seeds.values() for figures in found.values()]
-    return {name: _spread([figures["by_scenario"][name] for figures in every]) for name in every[0]["by_scenario"]} | {
-        "all": _spread(every)
+    """By day and scenario ("all": all fraud): AP with history and without, mean over seeds; the least and most."""
+    days_asked = list(next(iter(seeds.values())))
+    return {day: _scenarios([found[day] for found in seeds.values()]) for day in days_asked}
+
+
+def _scenarios(figures: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    names = list(figures[0]["by_scenario"])
+    return {"all": _spread(figures)} | {
+        name: _spread([each["by_scenario"][name] for each in figures]) for name in names
     }
 
 
 def _spread(figures: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    found = {key: [each[key] for each in figures if each[key] is not None] for key in ("ap", "ap_stateless")}
-    return {key: round(statistics.mean(values), 3) for key, values in found.items() if values} | {
-        "least_ap": round(min(found["ap"]), 3) if found["ap"] else None
+    found = [each["ap"] for each in figures if each["ap"] is not None]
+    alone = [each["ap_stateless"] for each in figures if each["ap_stateless"] is not None]
+    if not found or not alone:
+        return {"ap": None, "least_ap": None, "most_ap": None, "ap_stateless": None}
+    return {
+        "ap": round(statistics.mean(found), 3),
+        "least_ap": round(min(found), 3),
+        "most_ap": round(max(found), 3),
+        "ap_stateless": round(statistics.mean(alone), 3),
     }
 
 
+def table(found: dict[str, Any]) -> str:
+    """``side_by_side`` as the Markdown table of docs/GENERATOR.md."""
+    lines = [
+        "| average precision | " + " | ".join(f"{day.replace('_', ' ')} | without history" for day in found) + " |",
+        "| --- " * (1 + 2 * len(found)) + "|",
+    ]
+    for name in next(iter(found.values())):
+        cells = [
+            f"{each['ap']:.2f} ({each['least_ap']:.2f} to {each['most_ap']:.2f}) | {each['ap_stateless']:.2f}"
+            if each["ap"] is not None
+            else "– | –"
+            for each in (day[name] for day in found.values())
+        ]
+        lines.append(f"| {'all fraud' if name == 'all' else f'`{name}`'} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
-    """Print figures by seed and day, and all of them side by side."""
+    """Print figures by seed and day, and all of them side by side; the table for people on standard error."""
     parser = argparse.ArgumentParser(prog="bench.learnability", description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--days", type=int, nargs="+", default=[17, 32])
+    parser.add_argument("--days", type=int, nargs="+", default=[17, 32, 46])
     options = parser.parse_args()
     seeds = {}
     for seed in options.seeds:
         settings = Settings(seed=seed)
         found = days(settings, options.days)
         seeds[str(seed)] = {f"day_{day}": report(rows, settings) for day, rows in found.items()}
-        sys.stderr.write(f"seed {seed} is done\n")
     figures = {"scenarios": side_by_side(seeds), "seeds": seeds}
+    sys.stderr.write(table(figures["scenarios"]) + "\n")
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(figures), indent=1).decode() + "\n")
 
 
