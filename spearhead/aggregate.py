@@ -70,6 +70,18 @@ class DriftDay(msgspec.Struct, gc=False):
     scores: dict[str, list[int]] = msgspec.field(default_factory=dict)  # the same of scores, by model version
 
 
+class Feedback(msgspec.Struct, gc=False):
+    """Labels that came on their own, and what they changed. received = applied + corrected + duplicate + unmatched."""
+
+    received: int = 0
+    applied: int = 0  # the first label of a transaction
+    corrected: int = 0  # said otherwise than the label before
+    duplicate: int = 0  # said the same, or was older than the label that is known
+    unmatched: int = 0  # there was no decision to join it with
+    outcomes: HourOutcomes = msgspec.field(default_factory=HourOutcomes)  # a correction takes the old outcome back
+    taken_back: HourOutcomes = msgspec.field(default_factory=HourOutcomes)  # what corrections did so
+
+
 class AmountBucket(msgspec.Struct, gc=False):
     count: int = 0
     cents: int = 0
@@ -113,6 +125,7 @@ class Aggregate(msgspec.Struct):
     pending_labels: dict[str, HourOutcomes] = msgspec.field(default_factory=dict)  # "<producer>/<event hour>"
     label_days: dict[str, LabelDay] = msgspec.field(default_factory=dict)  # matured labels by event day since 1970
     drift: dict[str, DriftDay] = msgspec.field(default_factory=dict)  # "<edges>/<event day>"
+    feedback: Feedback = msgspec.field(default_factory=Feedback)
     models: dict[str, int] = msgspec.field(default_factory=dict)  # rows scored by each model version
     signals: list[Signal] = msgspec.field(default_factory=list)  # newest first, at most MAX_SIGNALS
     first_scored_at: int = 0  # us since 1970; 0: no rows
@@ -150,6 +163,7 @@ def merge(into: Aggregate, others: Iterable[Aggregate]) -> None:
         _merge_hours(into.pending_labels, other.pending_labels)
         _merge_label_days(into.label_days, other.label_days)
         _merge_drift(into.drift, other.drift)
+        _merge_feedback(into.feedback, other.feedback)
         signals = signals + other.signals
     into.signals = heapq.nlargest(MAX_SIGNALS, signals, key=lambda signal: (signal.scored_at, signal.trans_num))
 
@@ -274,3 +288,14 @@ def _merge_drift(into: dict[str, DriftDay], other: dict[str, DriftDay]) -> None:
 def _added(one: list[int], other: list[int]) -> list[int]:
     """Sum of two counts by the same bins; an empty one has counted nothing."""
     return [a + b for a, b in zip(one, other, strict=True)] if one and other else list(one or other)
+
+
+def _merge_feedback(into: Feedback, other: Feedback) -> None:
+    into.received += other.received
+    into.applied += other.applied
+    into.corrected += other.corrected
+    into.duplicate += other.duplicate
+    into.unmatched += other.unmatched
+    for total, one in ((into.outcomes, other.outcomes), (into.taken_back, other.taken_back)):
+        add_outcomes(total.out_of_sample, one.out_of_sample)
+        add_outcomes(total.in_sample, one.in_sample)

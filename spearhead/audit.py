@@ -50,6 +50,10 @@ class Report(msgspec.Struct, kw_only=True):
     missing_segments: list[str]  # some of them
     unreadable_results: list[str]  # some of them
     unknown_dead_segments: int  # dead segments that nobody knows the rows of
+    labels: int  # labels that came on their own and were published
+    labels_waiting: int
+    labels_lost: int
+    labels_duplicated: int  # counted more than once
 
     def text(self) -> str:
         """For people."""
@@ -64,6 +68,9 @@ class Report(msgspec.Struct, kw_only=True):
             f"duplicated  {self.duplicated:>14,}",
             "ok" if self.ok else "NOT OK",
         ]
+        if self.labels:
+            told = f"{self.labels:,} late labels: {self.labels_waiting:,} waiting, {self.labels_lost:,} lost, "
+            lines.insert(-1, told + f"{self.labels_duplicated:,} counted twice")
         lines += [f"missing segment {name}" for name in self.missing_segments]
         lines += [f"trans_num more than once: {text}" for text in self.duplicate_trans_nums]
         lines += [f"unreadable result file {name}" for name in self.unreadable_results]
@@ -78,6 +85,8 @@ def audit(volume: Volume) -> Report:
     duplicated = max(-balance.difference, 0) if balance.settled else 0
     lost = max(balance.difference, 0)
     unreadable = sorted(results.unreadable)
+    labels_lost = max(balance.labels_difference, 0)
+    labels_duplicated = max(-balance.labels_difference, 0) if balance.settled else 0
     return Report(
         published=balance.published,
         waiting=balance.waiting,
@@ -87,7 +96,7 @@ def audit(volume: Volume) -> Report:
         lost=lost,
         duplicated=max(duplicated, doubled_rows),
         dead=balance.dead,
-        ok=not (lost or duplicated or doubled_rows or unreadable),
+        ok=not (lost or duplicated or doubled_rows or unreadable or labels_lost or labels_duplicated),
         epoch=balance.epoch,
         settled=balance.settled,
         waiting_raw=balance.waiting_raw,
@@ -98,6 +107,10 @@ def audit(volume: Volume) -> Report:
         missing_segments=balance.missing_raw[:EXAMPLES],
         unreadable_results=unreadable[:EXAMPLES],
         unknown_dead_segments=balance.unknown_dead,
+        labels=balance.labels_published,
+        labels_waiting=balance.labels_waiting,
+        labels_lost=labels_lost,
+        labels_duplicated=labels_duplicated,
     )
 
 
@@ -105,11 +118,15 @@ def _confirmed_balance(reader: BalanceReader) -> Balance:
     """A balance whose sums are exact; one that doesn't add up is believed only if it stays so in fresh looks."""
     balance = _settled_balance(reader)
     for _ in range(CONFIRMATIONS):
-        if not balance.difference:
+        if not balance.difference and not balance.labels_difference:
             break
         time.sleep(CONFIRM_SECONDS)
-        balance = min(balance, _settled_balance(reader), key=lambda look: abs(look.difference))
+        balance = min(balance, _settled_balance(reader), key=_differences)
     return balance
+
+
+def _differences(balance: Balance) -> int:
+    return abs(balance.difference) + abs(balance.labels_difference)
 
 
 def _settled_balance(reader: BalanceReader) -> Balance:

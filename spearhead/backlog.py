@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from spearhead.partition import newest_commit
-from spearhead.segment import SegmentError, SegmentInfo, SegmentName, read_info
+from spearhead.segment import LABEL_LETTER, SegmentError, SegmentInfo, SegmentName, read_info
 from spearhead.volume import Volume
 
 
@@ -60,10 +60,11 @@ class RawHeads:
         return heads
 
     def producers(self, epoch: int) -> dict[str, Head]:
-        """By producer. Its watermark and end are those that all its partitions have reached."""
+        """By producer of transactions. Its watermark and end are those that all its partitions have reached."""
         series: dict[str, list[SegmentInfo]] = {}
         for (producer, _), info in self.newest(epoch).items():
-            series.setdefault(producer, []).append(info)
+            if not producer.startswith(LABEL_LETTER):
+                series.setdefault(producer, []).append(info)
         return {
             producer: Head(
                 rows=sum(info.rows_before + info.rows for info in infos),

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import msgspec
 
+from spearhead.aggregate import Aggregate
 from spearhead.backlog import RawHeads
 from spearhead.dead import DeadCounter
 from spearhead.ledger import LedgerFile, find_newest
-from spearhead.partition import Commit, newest_commit
-from spearhead.segment import SUFFIX, SegmentError, SegmentInfo, SegmentName, read_info
+from spearhead.partition import LABEL_SUFFIX, Commit, newest_commit
+from spearhead.segment import LABEL_LETTER, SUFFIX, SegmentError, SegmentInfo, SegmentName, read_info
 from spearhead.volume import Volume
 
 
@@ -36,6 +37,15 @@ class Balance(msgspec.Struct, kw_only=True):
     missing_raw: list[str]  # published, not consumed, and not there
     ended: bool  # every producer is finite and has ended
     segments: int  # segments that prep passed on
+    labels_published: int = 0  # labels that came on their own
+    labels_waiting: int = 0
+    labels_counted: int = 0  # in the ledger
+    labels_dead: int = 0
+
+    @property
+    def labels_difference(self) -> int:
+        """Labels that nobody accounts for; below 0: labels that are counted more than once."""
+        return self.labels_published - self.labels_waiting - self.labels_counted - self.labels_dead
 
     @property
     def waiting(self) -> int:
@@ -49,7 +59,8 @@ class Balance(msgspec.Struct, kw_only=True):
     @property
     def finished(self) -> bool:
         """Whether there was an end, and every row up to it is in the ledger or dead."""
-        return self.ended and self.settled and not self.waiting and self.scored == self.ledger and not self.difference
+        rows = not self.waiting and self.scored == self.ledger and not self.difference
+        return self.ended and self.settled and rows and not self.labels_waiting and not self.labels_difference
 
 
 class BalanceReader:
@@ -60,6 +71,7 @@ class BalanceReader:
         self._heads = RawHeads(volume)
         self._dead = DeadCounter(volume)
         self._rows: dict[str, int] = {}  # of segments in features-ready
+        self._labels: dict[str, int] = {}  # of aggregates of labels on their way to the ledger
         self._ledger: tuple[str, LedgerFile | None] = ("", None)
 
     def read(self) -> Balance:
@@ -68,9 +80,11 @@ class BalanceReader:
         epoch = volume.epoch()
         before = self._marks()
         commits = self._commits(epoch)
-        heads = self._heads.newest(epoch)
-        missing = self._missing_raw(epoch, commits, heads)
+        every = self._heads.newest(epoch)
+        heads = {key: info for key, info in every.items() if not key[0].startswith(LABEL_LETTER)}
+        missing = self._missing_raw(epoch, commits, every)
         waiting, scored = self._in_flight(epoch, commits)
+        labels = self._labels_in_flight(epoch, commits)
         ledger = self._read_ledger(epoch)
         dead = self._dead.count(epoch)
         settled = before == self._marks() and volume.epoch() == epoch
@@ -88,6 +102,7 @@ class BalanceReader:
             settled=settled and None not in map(self._rows.get, waiting | scored),
             published=max(published, consumed) + refused,
             waiting_raw=max(published - consumed, 0) - missing.rows,
+            **self._label_sums(every, commits, missing.labels, labels, ledger),
             waiting_features=sum(self._rows.get(name, 0) for name in waiting),
             scored=counted + sum(self._rows.get(name, 0) for name in scored),
             ledger=counted,
@@ -97,8 +112,59 @@ class BalanceReader:
             unknown_dead=sum(dead[topic].unknown_segments for topic in (*later, "raw_transactions")),
             missing_raw=missing.names,
             ended=bool(heads) and all(info.ended and info.finite for info in heads.values()),
-            segments=sum(position.seq for commit in commits.values() for position in commit.producers.values()),
+            segments=sum(
+                position.seq
+                for commit in commits.values()
+                for producer, position in commit.producers.items()
+                if not producer.startswith(LABEL_LETTER)
+            ),
         )
+
+    def _label_sums(
+        self,
+        heads: dict[tuple[str, int], SegmentInfo],
+        commits: dict[int, Commit],
+        missing: int,
+        in_flight: dict[str, int],
+        ledger: LedgerFile | None,
+    ) -> dict[str, int]:
+        applied = set(ledger.applied) if ledger else set()
+        published = sum(info.labels_before + info.labels for info in heads.values())
+        taken = sum(commit.labels_taken for commit in commits.values())
+        return {
+            "labels_published": max(published, taken),
+            "labels_waiting": max(published - taken, 0)
+            - missing
+            + sum(count for name, count in in_flight.items() if name not in applied),
+            "labels_counted": ledger.feedback.received if ledger else 0,
+            "labels_dead": sum(commit.dead_labels for commit in commits.values()),
+        }
+
+    def _labels_in_flight(self, epoch: int, commits: dict[int, Commit]) -> dict[str, int]:
+        """Aggregates of labels that prep has committed and the ledger may not have counted: their labels by name."""
+        volume, found = self._volume, {}
+        places = [
+            (volume.raw / "staged" / commit.attempt, LABEL_SUFFIX, set(commit.labels)) for commit in commits.values()
+        ]
+        for folder, suffix, wanted in [*places, (volume.pending, ".json", None)]:
+            for file in volume.files.list(folder):
+                name = SegmentName.parse(file.removesuffix(suffix))
+                if not file.endswith(suffix) or name is None or name.epoch != epoch or not name.of_labels:
+                    continue
+                if wanted is None or str(name) in wanted:
+                    count = self._read_labels(folder / file, str(name))
+                    if count is not None:
+                        found[str(name)] = count
+        self._labels = found
+        return found
+
+    def _read_labels(self, path: Path, name: str) -> int | None:
+        if name in self._labels:
+            return self._labels[name]
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=Aggregate).feedback.received
+        except FileNotFoundError:  # it moved on: the next place, or the ledger, has it
+            return None
 
     def _marks(self) -> tuple[str, ...]:
         """Names of the newest commits and ledger version: while they stay, the counters do."""
@@ -136,7 +202,11 @@ class BalanceReader:
             absent = [str(n) for n in names if n.file not in there and not (folder / n.file).exists()]
             if absent:
                 missing.names += absent
-                missing.rows += _rows_in_gaps(folder, names, position.rows if position else 0)
+                gaps = _items_in_gaps(folder, names, position.rows if position else 0)
+                if producer.startswith(LABEL_LETTER):
+                    missing.labels += gaps
+                else:
+                    missing.rows += gaps
         return missing
 
     def _in_flight(self, epoch: int, commits: dict[int, Commit]) -> tuple[set[str], set[str]]:
@@ -154,7 +224,10 @@ class BalanceReader:
             return {
                 name.removesuffix(SUFFIX)
                 for name, p in parsed
-                if p is not None and p.epoch == epoch and p.seq <= consumed.get((p.producer, p.partition), 0)
+                if p is not None
+                and not p.of_labels
+                and p.epoch == epoch
+                and p.seq <= consumed.get((p.producer, p.partition), 0)
             }
 
         waiting: set[str] = set()
@@ -199,16 +272,17 @@ class _Missing:
     def __init__(self) -> None:
         self.names: list[str] = []
         self.rows = 0
+        self.labels = 0
 
 
-def _rows_in_gaps(folder: Path, names: Iterable[SegmentName], before: int) -> int:
-    """Rows of the segments of a series that are not there: each one says how many rows came before it."""
-    rows, gaps = before, 0
+def _items_in_gaps(folder: Path, names: Iterable[SegmentName], before: int) -> int:
+    """Rows (or labels) of the segments of a series that are not there: each one says how many rows came before it."""
+    items, gaps = before, 0
     for name in names:
         try:
             info = read_info(folder / name.file)
         except (FileNotFoundError, SegmentError):
             continue
-        gaps += info.rows_before - rows
-        rows = info.rows_before + info.rows
+        gaps += info.items_before - items
+        items = info.items_before + info.items
     return gaps

@@ -74,7 +74,7 @@ class Roster:
 
     def alive(self) -> dict[str, Heartbeat]:
         """Heartbeats within the lease, by worker name."""
-        now = self._server_time()
+        now = self.server_time()
         alive = {}
         for name in self._volume.files.list(self._volume.workers):
             path = self._volume.workers / name
@@ -88,7 +88,7 @@ class Roster:
 
     def prune(self) -> None:
         """Remove what workers that were killed left behind: heartbeats and probes ten leases old."""
-        oldest = self._server_time() - max(10 * self._lease, 60.0)
+        oldest = self.server_time() - max(10 * self._lease, 60.0)
         with os.scandir(self._volume.workers) as entries:
             for entry in entries:
                 try:
@@ -97,7 +97,8 @@ class Roster:
                 except FileNotFoundError:  # another worker prunes too
                     continue
 
-    def _server_time(self) -> float:
+    def server_time(self) -> float:
+        """Now by the clock of the volume's server, seconds since 1970."""
         self._probe.touch()
         os.utime(self._probe)
         return self._probe.stat().st_mtime

@@ -24,6 +24,7 @@ from spearhead.aggregate import (
     Aggregate,
     AmountBucket,
     DriftDay,
+    Feedback,
     Group,
     HourOutcomes,
     LabelDay,
@@ -93,6 +94,7 @@ class LedgerFile(msgspec.Struct, kw_only=True):
     unlabelled: int = 0
     reasons_computed: int = 0  # flagged rows with reasons from the stream
     reasons_deferred: int = 0  # flagged rows beyond the budget of reasons
+    feedback: Feedback = msgspec.field(default_factory=Feedback)  # its outcomes are in ``labelled`` too
     score_bins: list[int] = msgspec.field(default_factory=lambda: [0] * SCORE_BINS)
     bands: list[int] = msgspec.field(default_factory=lambda: [0] * 3)
     categories: dict[str, Group] = msgspec.field(default_factory=dict)
@@ -139,6 +141,7 @@ class LedgerFile(msgspec.Struct, kw_only=True):
             pending_labels=self.pending_labels,
             label_days=self.label_days,
             drift=self.drift,
+            feedback=self.feedback,
             models=self.models,
             signals=self.recent_signals,
             first_scored_at=self.first_scored_at,
@@ -336,6 +339,7 @@ class Ledger:
         prune_minutes(new.minutes, MINUTES)
         for name, aggregate in aggregates.items():
             _count_segment(new.producers, name, aggregate.count)
+            _add_matured(new.labelled, aggregate.feedback.outcomes)
         for key in self._matured(new, heads):
             hour = new.pending_labels.pop(key)
             _add_matured(new.labelled, hour)
@@ -533,6 +537,8 @@ def _of_epoch(ledger: LedgerFile | None, epoch: int) -> LedgerFile | None:
 def _count_segment(producers: dict[str, Counted], name: str, rows: int) -> None:
     parsed = SegmentName.parse(name)
     assert parsed is not None
+    if parsed.of_labels:
+        return
     counted = producers.setdefault(parsed.producer, Counted())
     counted.segments += 1
     counted.rows += rows

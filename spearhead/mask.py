@@ -7,6 +7,7 @@ segments are the one exception, for what a log says must be found on the volume;
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Final
 
 _SPACES: Final = r" \t\u00a0\u2007\u2009\u202f"
@@ -15,12 +16,34 @@ LONG_NUMBER: Final = rf"\d(?:[{_SPACES}{_SIGNS}]{{0,3}}\d){{10,}}"  # as polars 
 
 _NAME: Final = r"(?<![0-9A-Za-z])e\d{4}-[a-z]\d{2}-(?:p\d{2}-)?0\d{11}(?!\d)"
 _NAME_OR_NUMBER: Final = re.compile(f"({_NAME})|{LONG_NUMBER}")
+_NUMBER_ALONE: Final = re.compile(rf"(?<![0-9A-Za-z])(?:{LONG_NUMBER})(?![0-9A-Za-z])")
 _CUT_SHORT: Final = re.compile(rf"[\d{_SPACES}{_SIGNS}]+\Z")
 
 
 def mask(text: str) -> str:
     """``text`` with every run of 11 or more digits turned into stars, separators between the digits included."""
     return _NAME_OR_NUMBER.sub(lambda found: found[1] or "*" * len(found[0]), text)
+
+
+def may_be_card(text: str) -> bool:
+    """Whether 12 to 19 digits stand alone in it, in groups too: hexadecimal numbers don't count."""
+    return any(True for _ in _alone(text))
+
+
+def is_card(text: str) -> bool:
+    """Whether such digits have the check digit that every card number has (Luhn)."""
+    return any(_luhn(digits) % 10 == 0 for digits in _alone(text))
+
+
+def _alone(text: str) -> Iterator[list[int]]:
+    for run in _NUMBER_ALONE.finditer(text):
+        digits = [int(digit) for digit in run[0] if digit.isdigit()]
+        if 12 <= len(digits) <= 19:
+            yield digits
+
+
+def _luhn(digits: list[int]) -> int:
+    return sum(digits[-1::-2]) + sum(2 * digit - 9 * (digit > 4) for digit in digits[-2::-2])
 
 
 def mask_start(text: str, length: int) -> str:

@@ -19,6 +19,7 @@ from typing import Final, NamedTuple, Protocol
 import msgspec
 import pyarrow as pa
 
+from spearhead.aggregate import Aggregate
 from spearhead.checkpoint import (
     Arrays,
     CheckpointError,
@@ -40,10 +41,11 @@ from spearhead.rejects import (
     set_aside,
     stray_name,
 )
-from spearhead.schema import RAW
+from spearhead.schema import LABELS, RAW
 from spearhead.segment import SegmentError, SegmentInfo, SegmentName, read_segment, write_segment
 from spearhead.volume import Volume
 
+LABEL_SUFFIX: Final = ".labels.json"  # the aggregate of a segment of labels, as it is staged
 MAX_TRIES: Final = 3
 MAX_DEATHS: Final = 5
 CHECKPOINT_SHARE: Final = 0.03  # of the time may go into checkpoints
@@ -76,7 +78,7 @@ class ProducerPosition(msgspec.Struct, frozen=True):
 
     seq: int = 0  # highest number taken or passed over
     good: int = 0  # highest number that could be read
-    rows: int = 0  # rows it had published up to there, those of dead segments included once known
+    rows: int = 0  # rows (or labels) it had published up to there, those of dead segments included once known
     emitted: int = 0  # rows passed on
     rejected: int = 0  # rows set aside here
     sampled: int = 0  # rows put into training-queue
@@ -91,9 +93,11 @@ class Commit(msgspec.Struct, kw_only=True):
     partition: int
     step: int
     attempt: str  # whose staged outputs count
-    inputs: list[str] = []  # segments taken, in order; each has an output of the same name in features-ready
+    inputs: list[str] = []  # segments taken, in order; each of rows has an output of its name in features-ready
     training: list[str] = []  # those of them with an output in training-queue
     rejects: list[str] = []  # those of them with rows set aside
+    labels: list[str] = []  # those of them that hold labels: each has an output of the same name in metrics/pending
+    known: list[str] = []  # those of them with an output in training-queue/labels
     dead: list[DeadInput] = []  # segments passed over, and those of earlier steps whose rows became known
     producers: dict[str, ProducerPosition] = {}
     consumed: int = 0  # rows taken from raw-transactions: emitted + rejected + dead_rows
@@ -101,6 +105,8 @@ class Commit(msgspec.Struct, kw_only=True):
     rejected: int = 0
     dead_rows: int = 0
     dead_segments: int = 0
+    labels_taken: int = 0  # labels taken from raw-transactions, those of dead segments included once known
+    dead_labels: int = 0
 
 
 class Outcome(NamedTuple):
@@ -108,6 +114,13 @@ class Outcome(NamedTuple):
 
     features: pa.RecordBatch
     rejects: Sequence[RejectedRow]
+
+
+class LabelOutcome(NamedTuple):
+    """What a segment of labels came to: what it adds to the ledger, and what it changed (schema.KNOWN_LABELS)."""
+
+    aggregate: Aggregate
+    known: pa.RecordBatch
 
 
 class Work(Protocol):
@@ -121,6 +134,9 @@ class Work(Protocol):
 
     def apply(self, batch: pa.RecordBatch) -> Outcome:
         """Take one segment of schema.RAW. Raises SegmentError before anything of the state has changed."""
+
+    def apply_labels(self, batch: pa.RecordBatch) -> LabelOutcome:
+        """Take one segment of schema.LABELS. Raises SegmentError before anything of the state has changed."""
 
     def sample(self, features: pa.RecordBatch) -> pa.RecordBatch | None:
         """Rows for training-queue out of what ``apply`` passed on; not part of the state."""
@@ -144,12 +160,17 @@ class _Output(NamedTuple):
     rejects: Sequence[RejectedRow]
 
 
+class _LabelOutput(NamedTuple):
+    info: SegmentInfo
+    outcome: LabelOutcome
+
+
 class _Step(msgspec.Struct):
     """A step whose inputs the state has taken already: it is committed, or lost with the state."""
 
     commit: Commit
-    outputs: list[_Output]
-    rows: int
+    outputs: list[_Output | _LabelOutput]
+    rows: int  # or labels
     staged: bool = False
     linked: bool = False
     garbage: list[Path] = []
@@ -228,7 +249,7 @@ class PartitionLog:
         for n in range(step + 1, self.commit.step + 1):
             try:
                 for name in self._read_commit(n).inputs:
-                    self._work.apply(read_segment(self._ready / f"{name}.arrow")[0])
+                    self._give(name, read_segment(self._ready / f"{name}.arrow")[0])
             except FileNotFoundError as error:
                 if self._checkpoint_steps()[-1:] > [step]:
                     raise LostError(f"partition {self._partition} moved on while it was replayed") from error
@@ -241,6 +262,12 @@ class PartitionLog:
                     f"partition {self._partition}: step {n} can't be replayed: {error}; "
                     "`reset` starts with an empty history"
                 ) from error
+
+    def _give(self, name: str, batch: pa.RecordBatch) -> Outcome | LabelOutcome:
+        """Have the state take a segment."""
+        parsed = SegmentName.parse(name)
+        labels = parsed is not None and parsed.of_labels
+        return self._work.apply_labels(batch) if labels else self._work.apply(batch)
 
     def _load_checkpoint(self) -> int:
         """Restore the newest readable checkpoint; its step, 0 if there is none. Damaged ones are removed."""
@@ -353,13 +380,16 @@ class PartitionLog:
         if outcome is None:
             return False
         self._tries.pop(str(name), None)
-        self._add(step, name, info, before, outcome)
+        if isinstance(outcome, LabelOutcome):
+            self._add_labels(step, name, info, before, outcome)
+        else:
+            self._add(step, name, info, before, outcome)
         return True
 
-    def _apply(self, name: SegmentName, batch: pa.RecordBatch) -> Outcome | None:
+    def _apply(self, name: SegmentName, batch: pa.RecordBatch) -> Outcome | LabelOutcome | None:
         """What a segment comes to; None if it raised, whatever it was: one segment must not stop the stage."""
         try:
-            return self._work.apply(batch)
+            return self._give(str(name), batch)
         except SegmentError as error:
             self._failed(name, str(error))
         except MemoryError:  # not the segment's fault
@@ -387,9 +417,7 @@ class PartitionLog:
         )
         step.outputs.append(_Output(passed_on, outcome.features, training, before.sampled, outcome.rejects))
         step.rows += info.rows
-        gap = info.rows_before - before.rows
-        if before.dead is not None:
-            commit.dead.append(msgspec.structs.replace(before.dead, rows=gap))
+        gap = _gap(commit, info, before)
         commit.inputs.append(str(name))
         if training is not None:
             commit.training.append(str(name))
@@ -408,6 +436,22 @@ class PartitionLog:
             sampled=before.sampled + (0 if training is None else training.num_rows),
         )
 
+    def _add_labels(
+        self, step: _Step, name: SegmentName, info: SegmentInfo, before: ProducerPosition, outcome: LabelOutcome
+    ) -> None:
+        commit = step.commit
+        step.outputs.append(_LabelOutput(info, outcome))
+        step.rows += info.labels
+        gap = _gap(commit, info, before)
+        commit.inputs.append(str(name))
+        commit.labels.append(str(name))
+        if outcome.known.num_rows:
+            commit.known.append(str(name))
+        commit.labels_taken += gap + info.labels
+        commit.dead_labels += gap
+        end = info.labels_before + info.labels
+        commit.producers[name.producer] = ProducerPosition(seq=name.seq, good=name.seq, rows=end)
+
     def _next_commit(self) -> Commit:
         last = self.commit
         return msgspec.structs.replace(
@@ -417,6 +461,8 @@ class PartitionLog:
             inputs=[],
             training=[],
             rejects=[],
+            labels=[],
+            known=[],
             dead=[],
             producers=dict(last.producers),
         )
@@ -524,12 +570,15 @@ class PartitionLog:
     def _stage(self, step: _Step) -> None:
         """Write every output and the commit into private folders, durably. Done again it writes them anew."""
         folders = [self._private(self._volume.raw), self._private(self._volume.features)]
-        if step.commit.training:
+        if step.commit.training or step.commit.known:
             folders.append(self._private(self._volume.training))
         for folder in folders:
             self._files.make_folder(folder)
         for output in step.outputs:
-            self._stage_output(output)
+            if isinstance(output, _LabelOutput):
+                self._stage_labels(output)
+            else:
+                self._stage_output(output)
         staged = self._staged_commit(step.commit)
         self._files.remove(staged)
         self._files.create(staged, msgspec.json.encode(step.commit))
@@ -546,6 +595,15 @@ class PartitionLog:
             path = self._private(self._volume.raw) / f"{info.name}{PREP_SUFFIX}"
             self._files.remove(path)
             self._files.create(path, encode_rejects(output.rejects))
+
+    def _stage_labels(self, output: _LabelOutput) -> None:
+        info, (aggregate, known) = output
+        path = self._private(self._volume.raw) / f"{info.name}{LABEL_SUFFIX}"
+        self._files.remove(path)
+        self._files.create(path, msgspec.json.encode(aggregate))
+        if known.num_rows:
+            told = SegmentInfo(name=info.name, rows=known.num_rows, rows_before=0)
+            write_segment(self._files, self._private(self._volume.training) / f"{info.name}.arrow", known, told)
 
     def _link(self, step: _Step) -> None:
         target = self._commits / _commit_file(self._epoch, step.commit.step)
@@ -584,10 +642,18 @@ class PartitionLog:
 
     def _moves(self, commit: Commit) -> Iterator[tuple[Path, Path]]:
         """Where each output of a commit is staged, and where it goes."""
-        topics = [(self._volume.features, commit.inputs), (self._volume.training, commit.training)]
-        for topic, names in topics:
+        volume, attempt = self._volume, commit.attempt
+        rows = [name for name in commit.inputs if name not in commit.labels]
+        topics = [
+            (volume.features, rows, volume.features / "ready"),
+            (volume.training, commit.training, volume.training / "ready"),
+            (volume.training, commit.known, volume.labels),
+        ]
+        for topic, names, target in topics:
             for name in names:
-                yield topic / "staged" / commit.attempt / f"{name}.arrow", topic / "ready" / f"{name}.arrow"
+                yield topic / "staged" / attempt / f"{name}.arrow", target / f"{name}.arrow"
+        for name in commit.labels:
+            yield volume.raw / "staged" / attempt / f"{name}{LABEL_SUFFIX}", volume.pending / f"{name}.json"
         for name in commit.rejects:
             file = f"{name}{PREP_SUFFIX}"
             yield self._volume.raw / "staged" / commit.attempt / file, self._dead / file
@@ -692,10 +758,10 @@ class PartitionLog:
         commit = _STAGED_COMMIT.match(file)
         if commit is not None:
             return int(commit[1]) == self._partition
-        name = SegmentName.parse(file.removesuffix(PREP_SUFFIX))
+        name = SegmentName.parse(file.removesuffix(PREP_SUFFIX).removesuffix(LABEL_SUFFIX))
         if name is None or name.partition != self._partition:
             return False
-        return file.endswith(PREP_SUFFIX) or root.parent != self._volume.raw
+        return file.endswith((PREP_SUFFIX, LABEL_SUFFIX)) or root.parent != self._volume.raw
 
     def sweep(self, alive: Container[str]) -> None:
         """Remove empty private folders of workers that are not among ``alive`` (names of workers that beat)."""
@@ -714,7 +780,7 @@ class PartitionLog:
                     self._files.remove(folder / file)
         topics = (self._volume.raw, self._volume.features, self._volume.training)
         staged = [topic / "staged" / a for topic in topics for a in self._files.list(topic / "staged")]
-        for folder in (self._ready, self._dead, *staged):
+        for folder in (self._ready, self._dead, self._volume.labels, *staged):
             for file in self._files.list(folder):
                 if _is_older(file, self._epoch):
                     self._files.remove(folder / file)
@@ -781,13 +847,21 @@ def _is_older(file: str, epoch: int) -> bool:
     return name is not None and name.epoch < epoch
 
 
+def _gap(commit: Commit, info: SegmentInfo, before: ProducerPosition) -> int:
+    """Rows (or labels) of what was passed over just before, now that this segment tells; notes them."""
+    gap = info.items_before - before.rows
+    if before.dead is not None:
+        commit.dead.append(msgspec.structs.replace(before.dead, rows=gap))
+    return gap
+
+
 def _check(batch: pa.RecordBatch, info: SegmentInfo, name: SegmentName, before: ProducerPosition) -> None:
     """Raises SegmentError if a readable segment is not what its name and place promise."""
     if info.name != str(name):
         raise SegmentError(f"{name}: its metadata says it is {info.name!r}")
-    if info.rows_before < before.rows or (info.rows_before > before.rows and before.dead is None):
-        raise SegmentError(f"{name}: says {info.rows_before} rows came before it, there were {before.rows}")
-    if not batch.schema.equals(RAW, check_metadata=False):
+    if info.items_before < before.rows or (info.items_before > before.rows and before.dead is None):
+        raise SegmentError(f"{name}: says {info.items_before} rows came before it, there were {before.rows}")
+    if not batch.schema.equals(LABELS if name.of_labels else RAW, check_metadata=False):
         raise SegmentError(f"{name}: its columns are not those of raw-transactions")
     try:
         batch.validate(full=True)

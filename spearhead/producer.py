@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from spearhead.files import Files
 from spearhead.rejects import EDGE_SUFFIX, RejectedRow, encode_rejects
-from spearhead.segment import SEQ_DIGITS, SegmentError, SegmentInfo, SegmentName, read_info, write_segment
+from spearhead.segment import LABEL_LETTER, SEQ_DIGITS, SegmentError, SegmentInfo, SegmentName, read_info, write_segment
 from spearhead.volume import Volume
 
 
@@ -47,6 +47,7 @@ class Producer:
         self._volume = volume
         self._files: Files = volume.files
         self._producer = producer
+        self._labels = producer.startswith(LABEL_LETTER)
         self._partitions = partitions
         self._worker = worker
         self._attempts = 0
@@ -99,6 +100,8 @@ class Producer:
     ) -> Position:
         """Publish the next flush, durable on return: ``batch`` of schema.RAW, and the rows set aside with it.
 
+        Of a producer of labels: ``batch`` of schema.LABELS.
+
         ``watermark`` is the newest event time so far in us since 1970. Raises SupersededError if this producer goes on
         elsewhere, ValueError if a redo does not bring the rows it must, OSError if nothing or not all could be written
         (a full disk): then call again with the same arguments.
@@ -116,10 +119,13 @@ class Producer:
         parts = split(batch, self._partitions)
         for partition, part in enumerate(parts):
             if partition not in self._linked | self._staged:
+                count, before_it = part.num_rows, self._before[partition]
                 info = SegmentInfo(
                     name=str(self._name(partition, position.seq)),
-                    rows=part.num_rows,
-                    rows_before=self._before[partition],
+                    rows=0 if self._labels else count,
+                    rows_before=0 if self._labels else before_it,
+                    labels=count if self._labels else 0,
+                    labels_before=before_it if self._labels else 0,
                     rejected_before=before.rejected if partition == 0 else 0,
                     rejected=len(rejected) if partition == 0 else 0,
                     watermark=watermark,
@@ -260,11 +266,11 @@ class _End(NamedTuple):
 
     @property
     def rows(self) -> int:
-        return self.info.rows_before + self.info.rows
+        return self.info.items_before + self.info.items
 
     @property
     def rows_before(self) -> int:
-        return self.info.rows_before
+        return self.info.items_before
 
     @property
     def rejected(self) -> int:

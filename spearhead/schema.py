@@ -82,6 +82,33 @@ def training_schema(width: int) -> pa.Schema:
     )
 
 
+LABELS: Final = pa.schema(
+    [
+        pa.field("trans_num", pa.string(), nullable=False),
+        pa.field("labelled_at", TIME, nullable=False),
+        pa.field("is_fraud", pa.int8(), nullable=False),  # 1 or 0
+        pa.field("matched", pa.bool_(), nullable=False),  # false: no decision was found, the fields below say nothing
+        pa.field("event_time", TIME, nullable=False),
+        pa.field("card", pa.uint64(), nullable=False),
+        pa.field("merchant", MERCHANT, nullable=False),
+        pa.field("producer", pa.string(), nullable=False),  # of the decision's segment
+        pa.field("own_label", pa.int8(), nullable=False),  # what the row itself carried: 1, 0, or -1
+        pa.field("flagged", pa.bool_(), nullable=False),
+        pa.field("in_sample", pa.bool_(), nullable=False),
+    ]
+)
+"""Labels that came on their own (docs/decisions/0011-late-labels.md), joined with the decisions they are about."""
+
+KNOWN_LABELS: Final = pa.schema(
+    [
+        pa.field("trans_num", pa.string(), nullable=False),
+        pa.field("trans", pa.uint64(), nullable=False),  # hash of trans_num
+        pa.field("is_fraud", pa.int8(), nullable=False),
+        pa.field("labelled_at", TIME, nullable=False),
+    ]
+)
+"""training-queue/labels: labels that changed what is known of a transaction; a later file overrules an earlier one."""
+
 CODED = pa.dictionary(pa.int8(), pa.string())
 RESULTS: Final = pa.schema(
     [

@@ -17,6 +17,7 @@ from spearhead.files import Files
 
 SUFFIX = ".arrow"
 SEQ_DIGITS = 12
+LABEL_LETTER = "l"
 _NAME = re.compile(r"^e(\d{4,})-([a-z]\d{2,})-p(\d{2,})-(\d{12})$")
 _KEY = b"spearhead"
 
@@ -25,7 +26,7 @@ class SegmentName(NamedTuple):
     """What a segment's file name says; ``str()`` gives the name without suffix."""
 
     epoch: int
-    producer: str  # a letter and two digits or more: g00 a generator or replay, h00 HTTP ingest, i00 the inbox
+    producer: str  # a letter and digits: g00 a generator or replay, h00 HTTP ingest, i00 the inbox, l00 late labels
     partition: int
     seq: int
 
@@ -35,6 +36,11 @@ class SegmentName(NamedTuple):
     @property
     def file(self) -> str:
         return f"{self}{SUFFIX}"
+
+    @property
+    def of_labels(self) -> bool:
+        """Whether it holds labels (schema.LABELS), not transactions."""
+        return self.producer.startswith(LABEL_LETTER)
 
     @classmethod
     def parse(cls, text: str) -> SegmentName | None:
@@ -60,6 +66,17 @@ class SegmentInfo(msgspec.Struct, frozen=True, kw_only=True):
     flush_rows: int = 0  # rows of this flush in all partitions, those set aside included: what a redo must take again
     staged: str = ""  # the folder below staged/ that held all parts of this flush before the first was linked
     origins: tuple[tuple[str, int], ...] = ()  # of merged files: the producers of its rows, (producer, rows) in order
+    labels: int = 0  # of a segment of labels, which holds no rows that count as transactions
+    labels_before: int = 0
+
+    @property
+    def items(self) -> int:
+        """Rows or labels, whichever it holds."""
+        return self.rows + self.labels
+
+    @property
+    def items_before(self) -> int:
+        return self.rows_before + self.labels_before
 
 
 class SegmentError(ValueError):
@@ -96,8 +113,8 @@ def read_segment_notes(path: Path) -> tuple[pa.RecordBatch, SegmentInfo, bytes]:
         batch, notes = reader.get_batch_with_custom_metadata(0)
     except (pa.ArrowInvalid, OSError, IndexError) as error:
         raise SegmentError(f"{path.name}: damaged record batch: {error}") from error
-    if batch.num_rows != info.rows:
-        raise SegmentError(f"{path.name}: has {batch.num_rows} rows, its metadata says {info.rows}")
+    if batch.num_rows != info.items:
+        raise SegmentError(f"{path.name}: has {batch.num_rows} rows, its metadata says {info.items}")
     return batch, info, notes.get(_KEY, b"") if notes is not None else b""
 
 

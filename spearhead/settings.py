@@ -63,6 +63,9 @@ class Settings(BaseSettings):
 
     # Features
     label_delay_days: float = Field(7.0, ge=0, description="Days of event time until a label may be used")
+    label_wait_seconds: float = Field(
+        86_400.0, ge=0, description="How long a label waits for a decision to join before it is set aside"
+    )
     card_state_max: int = Field(6_000_000, ge=1, description="Cards whose history prep keeps; longest idle go first")
     merchant_state_max: int = Field(1_000_000, ge=1, description="Merchants whose history prep keeps")
     checkpoint_seconds: float = Field(10.0, gt=0, description="Least time between two checkpoints of prep")

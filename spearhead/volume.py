@@ -33,6 +33,7 @@ class Volume:
         self.training = self.queue / "training-queue"
         self.metrics = self.root / "metrics"
         self.workers = self.metrics / "workers"
+        self.labels = self.training / "labels"  # labels that came on their own, for training and look-ups
         self.pending = self.metrics / "pending"  # aggregates of scored segments that wait for the ledger
         self.ledger = self.metrics / "ledger"  # versions of the ledger
         self.metrics_json = self.metrics / ".metrics.json"
@@ -81,6 +82,7 @@ class Volume:
         folders += [self.raw_data / "inbox", self.raw_data / "labels"]
         folders += [topic / kind for topic in (self.raw, self.features, self.results, self.training)
                     for kind in ("ready", "staged", "dead")]  # fmt: skip
+        folders += [self.labels]
         folders += [self.features / kind for kind in ("claimed", "committed")]
         for p in range(partitions):
             folders += [self.raw_ready(p), self.commits(p), self.checkpoints(p)]

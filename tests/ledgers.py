@@ -25,8 +25,9 @@ MODEL = "v000001"
 class Scorer:
     """Publishes rows, scores them at random (but reproducibly), writes results and folds the ledger."""
 
-    def __init__(self, volume: Volume, seed: int = 1, threshold: float = 0.52) -> None:
+    def __init__(self, volume: Volume, seed: int = 1, threshold: float = 0.52, labelled: bool = True) -> None:
         self.volume = volume
+        self.labelled = labelled
         self.threshold = threshold
         self.random: Generator = np.random.default_rng(seed)
         self.producer = Producer(volume, "g00", 1, "scorer")
@@ -54,6 +55,9 @@ class Scorer:
         cents = np.minimum(self.random.lognormal(8.5, 1.4, rows).astype(np.int64) + 1, 1_000_000)
         raw = raw_batch(self.rows, rows, cents=cents.tolist())
         waited = self.random.lognormal(9.5, 0.8, rows).astype(np.int64)
+        if not self.labelled:  # as live traffic is
+            place = raw.schema.get_field_index("label")
+            raw = raw.set_column(place, raw.schema.field(place), pa.array(np.full(rows, -1, np.int8)))
         index = raw.schema.get_field_index("ingested_at")
         return raw.set_column(
             index, raw.schema.field(index), pa.array(scored_at - waited, raw.schema.field(index).type)

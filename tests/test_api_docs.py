@@ -61,7 +61,7 @@ def test_the_page_is_what_is_served() -> None:
 
 @pytest.mark.skipif(not (shutil.which("jq") and shutil.which("curl")), reason="jq or curl is not installed")
 def test_shell_snippets(server: Server) -> None:
-    read, send = snippets(PAYLOADS, "sh")
+    read, send, tell = snippets(PAYLOADS, "sh")
     out = run(["bash", "-euo", "pipefail", "-c", read], server)
     assert '"transactions_analyzed": 3000' in out
     assert "2 Transactions analysed: 3000" in out
@@ -70,6 +70,8 @@ def test_shell_snippets(server: Server) -> None:
     for _ in range(2):  # the same key: the same answer
         sent = run(["bash", "-euo", "pipefail", "-c", send], server)
         assert sent.split() == ["{", '"accepted":', "1,", '"rejected":', "0", "}"]
+    told = run(["bash", "-euo", "pipefail", "-c", tell], server)
+    assert told.split() == ["{", '"accepted":', "1,", '"rejected":', "0", "}"]
 
 
 @pytest.mark.skipif(not (shutil.which("jq") and shutil.which("curl")), reason="jq or curl is not installed")

@@ -98,7 +98,7 @@ def snapshot(ledger: LedgerFile) -> Snapshot:
         flow=Flow(2400, 3, 2400, 2400, 2400),
         control=Control(priority="training"),
         disk=Disk(500, 1000),
-        models=Models(
+        labels_waiting=7, models=Models(
             "v000002",
             (Version("v000002", 1_760_000_001.0, metrics), Version("v000003", 1_760_000_050.0, {"verdict": verdict})),
             reference=reference(),

@@ -83,7 +83,9 @@ class Api(FastAPI):
         if self.openapi_schema is None:
             self.openapi_schema = super().openapi()
             examples.add_to(self.openapi_schema)
-            self.openapi_schema["components"]["schemas"]["TransactionIn"] = schemas.TransactionIn.model_json_schema()
+            components = self.openapi_schema["components"]["schemas"]
+            for shape in (schemas.TransactionIn, schemas.LabelIn):
+                components[shape.__name__] = shape.model_json_schema()
         return self.openapi_schema
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from services.api.business import status
 from services.api.infrastructure import model_state
 from services.api.snapshot import Sample, Snapshot, Version, assess, iso, iso_us
+from spearhead.aggregate import outcomes_count
 from spearhead.drift import ALARM, WARN
 
 Payload = dict[str, Any]
@@ -50,6 +51,7 @@ def model(snapshot: Snapshot) -> Payload:
         ],
         "by_scenario": metrics.get("by_scenario") or {},
         "by_category": metrics.get("by_category") or {},
+        "labels": _labels(snapshot),
         "timestamp": iso(snapshot.time),
     }
 
@@ -132,6 +134,23 @@ def _calibration(metrics: dict[str, Any]) -> Payload:
     found = metrics.get("calibration") or {}
     return {name: found.get(name) for name in ("ece", "brier", "slope", "intercept")} | {
         "bins": found.get("bins") or []
+    }
+
+
+def _labels(snapshot: Snapshot) -> Payload:
+    """Decisions by what is known of their labels, and what labels that came on their own did."""
+    ledger = snapshot.ledger
+    counts = ("received", "applied", "corrected", "duplicate", "unmatched")
+    labelled = ledger.labelled if ledger else None
+    return {
+        "pending": labelled.pending if labelled else None,
+        "unlabelled": ledger.unlabelled if ledger else None,
+        "in_sample": outcomes_count(labelled.in_sample) if labelled else None,
+        "out_of_sample": labelled.tp + labelled.fp + labelled.tn + labelled.fn if labelled else None,
+        "feedback": {
+            **{name: getattr(ledger.feedback, name) if ledger else None for name in counts},
+            "waiting": snapshot.labels_waiting,
+        },
     }
 
 

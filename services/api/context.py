@@ -12,6 +12,7 @@ from services.api.answers import Answers
 from services.api.explainer import Explainer
 from services.api.inbox import Inbox
 from services.api.ingest import Ingest
+from services.api.joiner import Joiner
 from services.api.limiter import Limiter
 from services.api.reader import Reader
 from services.api.snapshot import Snapshot
@@ -45,6 +46,7 @@ class Context:
         self._ingest_lock = threading.Lock()
         self._tokens: Tokenizer | None = None
         self._tokens_lock = threading.Lock()
+        self._joiner = Joiner(volume, settings, lambda: self.held_back() is not None, log)
         self._inbox = Inbox(volume, settings, self.tokens, lambda: self.held_back() is not None, log)
 
     def answers(self) -> Answers:
@@ -63,9 +65,10 @@ class Context:
             return self._ingest
 
     def start(self) -> None:
-        """Start reading, and watching the inbox."""
+        """Start reading, and watching the folders of rows and labels."""
         self.reader.start()
         self._inbox.start()
+        self._joiner.start()
 
     def tokens(self) -> Tokenizer:
         """Made on first use. Raises ConfigurationError without a usable key."""
@@ -87,6 +90,7 @@ class Context:
         """Stop reading, give the producer's slot up."""
         self.lookups.close()
         self._inbox.close()
+        self._joiner.close()
         self.reader.stop()
         if self._ingest is not None:
             self._ingest.close()

@@ -29,6 +29,8 @@ OTHERS: Final[dict[str, type[BaseModel]]] = {
     "`WS /ws/metrics`, each message": schemas.LiveMessage,
     "`POST /api/transactions`, a row": schemas.TransactionIn,
     "`POST /api/transactions`, the answer": schemas.Ingested,
+    "`POST /api/labels`, a label": schemas.LabelIn,
+    "`POST /api/labels`, the answer": schemas.LabelsTaken,
     "`GET /api/transactions/{trans_num}`, and each of `GET /api/signals`": schemas.Decision,
     "`GET /api/signals`": schemas.SignalPage,
     "`GET /readyz`": schemas.Ready,

@@ -64,6 +64,7 @@ class _Collector(Collector):
             yield from _dead(snapshot.ledger)
             yield _latency(snapshot.ledger)
         yield from _drift(snapshot)
+        yield from _gauge("labels_waiting", "Labels that wait for their decision", snapshot.labels_waiting)
         yield from _flow(snapshot)
         yield from _backlogs(snapshot, settings)
         yield from _workers(snapshot)
@@ -129,7 +130,8 @@ def _totals(ledger: LedgerFile) -> Iterator[Metric]:
     yield from _counter(
         "reasons_deferred", "Flagged transactions beyond the budget of reasons", ledger.reasons_deferred
     )
-    yield from _counter("unlabelled", "Transactions that carry no label", ledger.unlabelled)
+    unlabelled = ledger.unlabelled + ledger.feedback.applied
+    yield from _counter("unlabelled", "Transactions that came without a label", unlabelled)
     found = kpi.concentration(ledger.flagged_amounts)
     yield from _gauge("risk_concentration_ratio", "Share of flagged amount in the dearest 1 % of flagged", found.share)
     yield from _labelled(
@@ -157,15 +159,27 @@ def _groups(ledger: LedgerFile) -> Iterator[Metric]:
 
 
 def _labels(ledger: LedgerFile) -> Iterator[Metric]:
-    """Decisions against labels that have matured."""
+    """Decisions against labels that have matured. A corrected one counts twice: counters never go back."""
     family = CounterMetricFamily(
-        "spearhead_labelled", "Decisions whose labels have matured", labels=("outcome", "sample")
+        "spearhead_labelled", "Decisions whose labels have matured, corrections once more", labels=("outcome", "sample")
     )
-    for sample, outcomes in (("out", ledger.labelled), ("in", ledger.labelled.in_sample)):
+    back = ledger.feedback.taken_back
+    for sample, outcomes, corrected in (
+        ("out", ledger.labelled, back.out_of_sample),
+        ("in", ledger.labelled.in_sample, back.in_sample),
+    ):
         for outcome in ("tp", "fp", "tn", "fn"):
-            family.add_metric((outcome, sample), getattr(outcomes, outcome))
+            family.add_metric((outcome, sample), getattr(outcomes, outcome) + getattr(corrected, outcome))
     yield family
     yield from _gauge("labels_pending", "Decisions whose labels will mature", ledger.labelled.pending)
+    for name, text in (
+        ("received", "Labels that came on their own and were joined or given up"),
+        ("applied", "First labels of their transactions, of those that came on their own"),
+        ("corrected", "Labels that said otherwise than the one before"),
+        ("duplicate", "Labels that changed nothing"),
+        ("unmatched", "Labels given up: no decision was found"),
+    ):
+        yield from _counter(f"labels_{name}", text, getattr(ledger.feedback, name))
     yield from _gauge("precision_ratio", "Precision out of sample", kpi.precision(ledger))
     yield from _gauge("recall_ratio", "Recall out of sample", kpi.recall(ledger))
     yield from _gauge("false_positive_ratio", "False positive rate out of sample", kpi.false_positive_rate(ledger))

@@ -12,9 +12,9 @@ import csv
 import hashlib
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, AnyStr, Final
+from typing import IO, Any, AnyStr, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -253,21 +253,31 @@ def set_aside_name(epoch: int, name: str, identity: str) -> str:
     return f"e{epoch:04d}-inbox-{hashlib.sha256(identity.encode()).hexdigest()[:8]}-{dead_name(name)[-LONGEST_NAME:]}"
 
 
-def records(path: Path, done: int) -> Iterator[pl.DataFrame]:
+class Layout(NamedTuple):
+    """Columns that are read from a file, and those that must be there."""
+
+    columns: Sequence[str]
+    required: Sequence[str]
+
+
+ROWS: Final = Layout(COLUMNS, edge.REQUIRED)
+
+
+def records(path: Path, done: int, layout: Layout = ROWS) -> Iterator[pl.DataFrame]:
     """The records after the first ``done``, BATCH at a time, every value text or null. Raises UnreadableError."""
     kind = path.suffix.lower()
     readers = {".csv": _csv, ".parquet": _parquet, ".ndjson": _ndjson, ".jsonl": _ndjson}
     if kind not in readers:
         raise UnreadableError(f"{path.name}: the name must end in one of {', '.join(readers)}")
-    rows = itertools.islice(readers[kind](path), done, None)
+    rows = itertools.islice(readers[kind](path, layout), done, None)
     while some := list(itertools.islice(rows, BATCH)):
-        yield pl.DataFrame(some, schema=dict.fromkeys(COLUMNS, pl.String), orient="row")
+        yield pl.DataFrame(some, schema=dict.fromkeys(layout.columns, pl.String), orient="row")
 
 
-def _csv(path: Path) -> Iterator[list[str | None]]:
+def _csv(path: Path, layout: Layout) -> Iterator[list[str | None]]:
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
         lines = csv.reader(line.replace("\0", "") for line in _lines(path, file))
-        places = _places(path, next(lines, []))
+        places = _places(path, next(lines, []), layout)
         try:
             for cells in lines:
                 if cells:
@@ -276,11 +286,11 @@ def _csv(path: Path) -> Iterator[list[str | None]]:
             raise UnreadableError(f"{path.name}: line {lines.line_num}: {error}") from error
 
 
-def _parquet(path: Path) -> Iterator[list[str | None]]:
+def _parquet(path: Path, layout: Layout) -> Iterator[list[str | None]]:
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            places = _places(path, names)
+            places = _places(path, names, layout)
             for batch in file.iter_batches(BATCH, columns=[names[place] for place in places if place is not None]):
                 columns = [
                     batch.column(names[place]).cast(pa.string()).to_pylist()
@@ -297,11 +307,11 @@ def _parquet(path: Path) -> Iterator[list[str | None]]:
         raise
 
 
-def _ndjson(path: Path) -> Iterator[list[str | None]]:
+def _ndjson(path: Path, layout: Layout) -> Iterator[list[str | None]]:
     with path.open("rb") as file:
         for line in _lines(path, file):
             if line.strip():
-                yield _cells(line)
+                yield _cells(line, layout.columns)
 
 
 def _lines(path: Path, file: IO[AnyStr]) -> Iterator[AnyStr]:
@@ -312,13 +322,13 @@ def _lines(path: Path, file: IO[AnyStr]) -> Iterator[AnyStr]:
         yield line
 
 
-def _cells(line: bytes) -> list[str | None]:
+def _cells(line: bytes, columns: Sequence[str]) -> list[str | None]:
     """A line that is no object becomes a row without values, which the edge refuses."""
     try:
         record = msgspec.json.decode(line, type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return [None] * len(COLUMNS)
-    return [_text(record.get(name)) for name in COLUMNS]
+        return [None] * len(columns)
+    return [_text(record.get(name)) for name in columns]
 
 
 def _text(value: Any) -> str | None:
@@ -327,13 +337,13 @@ def _text(value: Any) -> str | None:
     return "" if isinstance(value, dict | list) else str(value)
 
 
-def _places(path: Path, header: list[str]) -> list[int | None]:
+def _places(path: Path, header: list[str], layout: Layout) -> list[int | None]:
     """Where the columns are. Raises UnreadableError if one that is needed is not there."""
     names = [name.strip() for name in header]
-    missing = [name for name in edge.REQUIRED if name not in names]
+    missing = [name for name in layout.required if name not in names]
     if missing:
         raise UnreadableError(f"{path.name}: columns are missing: {', '.join(missing)}")
-    return [names.index(name) if name in names else None for name in COLUMNS]
+    return [names.index(name) if name in names else None for name in layout.columns]
 
 
 def _stamped(batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -171,7 +171,7 @@ class Ingest:
         answered = self._answered(_hashed(f"{self._volume.epoch()}:{key}"))
         if answered is None:
             return None
-        return _same(answered, hashlib.sha256(content).hexdigest())
+        return same(answered, hashlib.sha256(content).hexdigest())
 
     def close(self) -> None:
         """Give the slot up."""
@@ -259,7 +259,7 @@ class Ingest:
     def _take_once(self, checked: Checked, key: str, digest: str, outcome: Callable[[str | None], Outcome]) -> Outcome:
         hashed = _hashed(key)
         if (answered := self._answered(hashed)) is not None:
-            return _same(answered, digest)
+            return same(answered, digest)
         mine = Claim(self._worker, self._name, digest)
         path = self._folder / "claims" / hashed
         self._volume.files.make_folder(path.parent)
@@ -269,7 +269,7 @@ class Ingest:
             claim = msgspec.json.decode(path.read_bytes(), type=Claim)
         except FileNotFoundError:  # it was answered this moment
             if (answered := self._answered(hashed)) is not None:
-                return _same(answered, digest)
+                return same(answered, digest)
             raise ConflictError("this key is being worked on: send it again") from None
         return self._again(claim, checked, hashed, digest, outcome)
 
@@ -277,7 +277,7 @@ class Ingest:
         """Nobody else has the key. Between our look for an answer and the claim one may have come, though."""
         if (answered := self._answered(hashed)) is not None:
             self._volume.files.remove(self._folder / "claims" / hashed)
-            return _same(answered, digest)
+            return same(answered, digest)
         told = self._publish(checked, hashed, digest, outcome) if checked.batch.num_rows else outcome(None)
         settle(self._volume, hashed, Answered(digest, told))
         return told
@@ -294,7 +294,7 @@ class Ingest:
         if claim.producer == self._name:
             producer = self._producer = self._open(self._name)
         if (answered := self._answered(hashed)) is not None:  # its segment was there, opening wrote the answer down
-            return _same(answered, digest)
+            return same(answered, digest)
         assert producer is not None
         if not checked.batch.num_rows:
             told = outcome(None)
@@ -307,13 +307,7 @@ class Ingest:
         return told
 
     def _answered(self, hashed: str) -> Answered | None:
-        today = int(time.time()) // DAY
-        for day in range(today + 1, today - KEPT_DAYS - 1, -1):
-            try:
-                return msgspec.json.decode((self._folder / str(day) / hashed).read_bytes(), type=Answered)
-            except FileNotFoundError:
-                continue
-        return None
+        return answer_of(self._volume, hashed)
 
     # Sign of life: whoever owns a slot beats
 
@@ -355,6 +349,18 @@ def settle(volume: Volume, hashed: str, answered: Answered) -> None:
     files.remove(root / "claims" / hashed)
 
 
+def answer_of(volume: Volume, hashed: str) -> Answered | None:
+    """The answer that was written down for a key."""
+    today = int(time.time()) // DAY
+    for day in range(today + 1, today - KEPT_DAYS - 1, -1):
+        try:
+            path = volume.control / "idempotency" / str(day) / hashed
+            return msgspec.json.decode(path.read_bytes(), type=Answered)
+        except FileNotFoundError:
+            continue
+    return None
+
+
 def _prune(files: Files, root: Path, today: int) -> None:
     for day in files.list(root):
         if day.isdigit() and int(day) < today - KEPT_DAYS:
@@ -386,7 +392,8 @@ def _hashed(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def _same(answered: Answered, digest: str) -> Outcome:
+def same(answered: Answered, digest: str) -> Outcome:
+    """What was answered to rows of this digest. Raises ConflictError if that was for others."""
     if answered.content != digest:
         raise ConflictError("this key was used for other rows")
     return answered.outcome

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from services.api.explainer import Explainer
 from services.api.limiter import Stopped
 from services.api.snapshot import iso_us
-from spearhead import evidence
+from spearhead import evidence, labels
 from spearhead.evidence import Entry
 from spearhead.reasons import shown
 from spearhead.schema import RESULTS
@@ -110,7 +110,8 @@ def find(volume: Volume, epoch: int, trans_num: str, explainer: Explainer, stopp
     for kept in _segments(places(volume, epoch), stopped):
         row = pc.index(kept.batch.column("trans_num"), trans_num).as_py()
         if row >= 0:
-            return _decision(kept, row, explainer) | {"segment": kept.place.name.removesuffix(SUFFIX)}
+            found = _decision(kept, row, explainer) | {"segment": kept.place.name.removesuffix(SUFFIX)}
+            return _with_labels(volume, epoch, [found])[0]
     return None
 
 
@@ -137,12 +138,21 @@ def signals(
             rows = rows[rows < after.row]
         for row in rows.tolist():
             if len(page) == limit:
-                return page, last
+                return _with_labels(volume, epoch, page), last
             if stopped():
                 raise StoppedError
             page.append(_decision(kept, row, explainer))
             last = Cursor(place.mtime_ns, place.name, row)
-    return page, None
+    return _with_labels(volume, epoch, page), None
+
+
+def _with_labels(volume: Volume, epoch: int, decisions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each with the newest label that came on its own."""
+    found = labels.latest(volume, epoch, (decision["trans_num"] for decision in decisions))
+    for decision in decisions:
+        label = found.get(decision["trans_num"])
+        decision["label"] = label and {"is_fraud": label[0], "labelled_at": iso_us(label[1])}
+    return decisions
 
 
 def _may_hold(place: Place, wanted: Filter, after: Cursor | None) -> bool:

@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 import structlog
 
+from services.api.joiner import waiting_labels
 from services.api.models import ModelReader
 from services.api.snapshot import QUEUES, Disk, Flow, Sample, Snapshot
 from spearhead import kpi
@@ -110,6 +111,7 @@ class Looker:
             "flow": flow,
             "disk": self._try("disk", self._disk),
             "models": self._try("models", self._models.read),
+            "labels_waiting": self._try("labels", lambda: waiting_labels(self._volume, epoch)),
         }
         self._survey_problems = tuple(self._problems)
         self._survey_at = at

@@ -544,7 +544,31 @@ class ModelDetails(Shape):
     importances: list[FeatureShare]
     by_scenario: dict[str, float | None]
     by_category: dict[str, dict[str, float | None]]
+    labels: LabelState
     timestamp: str
+
+
+class LabelFeedback(Shape):
+    """Labels that came on their own, since start or reset."""
+
+    received: int | None = Field(description="Labels joined, or given up: the next four together")
+    applied: int | None = Field(description="First labels of their transactions")
+    corrected: int | None = Field(description="Labels that said otherwise than the one before")
+    duplicate: int | None = Field(
+        description="Labels that changed nothing: the same again, or older than what is known"
+    )
+    unmatched: int | None = Field(description="Labels given up: no decision was found in LABEL_WAIT_SECONDS")
+    waiting: int | None = Field(description="Labels that wait for their decision")
+
+
+class LabelState(Shape):
+    """Decisions by what is known of their labels."""
+
+    pending: int | None = Field(description="Decisions whose own labels will mature")
+    unlabelled: int | None = Field(description="Decisions without any label")
+    in_sample: int | None = Field(description="Labelled decisions of times that their model had been trained on")
+    out_of_sample: int | None = Field(description="Labelled decisions behind precision and recall")
+    feedback: LabelFeedback
 
 
 class LiveMessage(Shape):
@@ -626,6 +650,14 @@ class TransactionIn(BaseModel):
     merch_long: float | str
 
 
+class LabelIn(BaseModel):
+    """What a transaction turned out to be. The label with the later ``labelled_at`` counts."""
+
+    trans_num: str = Field(description="1 to 64 letters, digits or any of _.:-")
+    is_fraud: bool | int = Field(description="true, false, 1 or 0")
+    labelled_at: str = Field(examples=["2024-03-01T09:30:00Z"], description="ISO 8601, UTC where it names no zone")
+
+
 class RowRejection(Shape):
     row: int = Field(description="Position in the request, from 0")
     trans_num: str | None
@@ -638,6 +670,18 @@ class Ingested(Shape):
     rejected: int
     rejections: list[RowRejection] = Field(description="The first thousand")
     segment: str | None = Field(description="Epoch, producer and number of the segment that holds the rows")
+
+
+class LabelsTaken(Shape):
+    success: bool
+    accepted: int = Field(description="Durable labels that will be joined with their decisions")
+    rejected: int
+    rejections: list[RowRejection] = Field(description="The first thousand")
+
+
+class LateLabel(Shape):
+    is_fraud: bool
+    labelled_at: str = Field(description="When it was said, as its sender told")
 
 
 class Decision(Shape):
@@ -653,7 +697,8 @@ class Decision(Shape):
     event_time: str
     ingested_at: str
     timestamp: str = Field(description="When it was decided")
-    is_fraud: bool | None
+    is_fraud: bool | None = Field(description="The label that the row itself carried")
+    label: LateLabel | None = Field(description="The newest label that came on its own (`POST /api/labels`, a file)")
     reasons: list[Reason] = Field(
         description="Of a flagged one at most 3, strongest first, with the model that scored it"
     )

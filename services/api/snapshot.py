@@ -108,6 +108,7 @@ class Snapshot(NamedTuple):
     control: Control | None = None
     disk: Disk | None = None
     models: Models | None = None
+    labels_waiting: int | None = None  # for a decision to be joined with
     samples: Sequence[Sample] = ()
 
     @property

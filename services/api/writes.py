@@ -1,4 +1,4 @@
-"""Rows in, decisions out: ``POST /api/transactions`` and the look-ups."""
+"""Rows and labels in, decisions out: ``POST /api/transactions``, ``POST /api/labels`` and the look-ups."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import msgspec
 from fastapi import APIRouter, Header, Path, Query, Request
 from starlette.responses import JSONResponse, Response
 
-from services.api import lookups, rows, schemas
+from services.api import labels, lookups, rows, schemas
 from services.api.context import Context
 from services.api.controls import Authorised, RefusedError, refusals
 from services.api.ingest import BusyError, ConflictError, Outcome, check
@@ -33,6 +33,16 @@ _BODY: Final = {
             rows.JSON: {"schema": {"type": "array", "items": {"$ref": "#/components/schemas/TransactionIn"}}},
             rows.NDJSON[0]: {"schema": {"type": "string", "description": "One such object a line"}},
             rows.ARROW: {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+}
+
+_LABELS: Final = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            rows.JSON: {"schema": {"type": "array", "items": {"$ref": "#/components/schemas/LabelIn"}}},
+            rows.NDJSON[0]: {"schema": {"type": "string", "description": "One such object a line"}},
         },
     }
 }
@@ -61,6 +71,46 @@ async def post_transactions(
     return JSONResponse(
         {"success": outcome.accepted > 0, **msgspec.to_builtins(outcome)}, 202 if outcome.accepted else 422
     )
+
+
+@router.post(
+    "/api/labels",
+    tags=["transactions"],
+    status_code=202,
+    response_model=schemas.LabelsTaken,
+    responses=refusals(400, 401, 403, 409, 413, 415, 503)
+    | {422: {"model": schemas.LabelsTaken, "description": "No label is acceptable"}},
+    openapi_extra=_LABELS,
+)
+async def post_labels(
+    request: Request,
+    context: Authorised,
+    idempotency_key: Annotated[str | None, Header(description="Repeats the answer instead of the labels")] = None,
+) -> Response:
+    """Take labels of earlier transactions: a JSON list or NDJSON. 202 means that the accepted ones are durable."""
+    if idempotency_key is not None and not _KEY.match(idempotency_key):
+        raise RefusedError(400, "Idempotency-Key must be 1 to 200 printable ASCII characters without spaces")
+    body = await _read(request)
+    content_type = request.headers.get("content-type", "")
+    told = await asyncio.to_thread(_take_labels, context, body, content_type, idempotency_key)
+    return JSONResponse({"success": told.accepted > 0, **msgspec.to_builtins(told)}, 202 if told.accepted else 422)
+
+
+def _take_labels(context: Context, body: bytes, content_type: str, key: str | None) -> labels.Accepted:
+    """Parse, check and put into the folder. Raises RefusedError."""
+    try:
+        if key is not None and (before := labels.answered(context.volume, key, body)) is not None:
+            return before
+        if (reason := context.held_back()) is not None:
+            raise RefusedError(503, reason)
+        return labels.take(context.volume, labels.parse(body, content_type), body, key)
+    except rows.BodyError as error:
+        raise RefusedError(error.status, str(error)) from error
+    except ConflictError as error:
+        raise RefusedError(409, str(error)) from error
+    except (BusyError, OSError, VolumeError, msgspec.DecodeError) as error:
+        context.log.error("labels not taken", reason=describe(error))
+        raise RefusedError(503, f"labels can't be taken now: {describe(error)}") from error
 
 
 async def _read(request: Request) -> bytes:

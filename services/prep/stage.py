@@ -9,7 +9,7 @@ from typing import ClassVar, Final
 from services.prep.ownership import Ownership
 from services.prep.sample import Share
 from services.prep.work import FeatureWork
-from spearhead import codes, features
+from spearhead import codes, features, labels
 from spearhead.backlog import Backlog
 from spearhead.heartbeat import Roster, State
 from spearhead.partition import LostError, PartitionLog
@@ -200,6 +200,7 @@ class Prep(Stage):
         if now >= self._tidy_at:
             self._tidy_at = now + TIDY_SECONDS
             self.figures["training_rows"] = self._spool.tidy()
+            labels.prune(self.volume)
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_SECONDS
             self._logs[0].sweep({*self._alive, self.worker})

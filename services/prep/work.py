@@ -6,14 +6,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from services.prep.sample import Share, newest_event_time, sample
+from services.prep.sample import Share, hash_strings, newest_event_time, sample
 from services.prep.validate import validate
 from spearhead import codes
 from spearhead.checkpoint import Arrays
 from spearhead.errors import ConfigurationError
 from spearhead.features import WIDTH, History
-from spearhead.partition import Outcome
+from spearhead.labels import KnownLabels
+from spearhead.partition import LabelOutcome, Outcome
 from spearhead.schema import IDENTITY, features_schema
+from spearhead.segment import SegmentError
 from spearhead.settings import Settings
 
 SCHEMA = features_schema(WIDTH)
@@ -27,6 +29,7 @@ class FeatureWork:
         self.share = share
         self.sampling = False
         self.history = self._empty()
+        self.labels = KnownLabels()
 
     def _empty(self) -> History:
         settings = self._settings
@@ -38,6 +41,7 @@ class FeatureWork:
         """Take up a checkpoint's state. Raises ConfigurationError if it was made under other settings."""
         asked = self._empty()
         self.history = asked if arrays is None else History.restore(dict(arrays))
+        self.labels = KnownLabels() if arrays is None else KnownLabels.restore(arrays)
         for setting in ("label_delay_us", "partitions", "card_max", "merchant_max"):
             kept, wanted = getattr(self.history, setting), getattr(asked, setting)
             if kept != wanted:
@@ -47,12 +51,19 @@ class FeatureWork:
                 )
 
     def arrays(self) -> Arrays:
-        return self.history.arrays()
+        return {**self.history.arrays(), **self.labels.arrays()}
 
     def apply(self, batch: pa.RecordBatch) -> Outcome:
         """Features of the good rows; the identity columns are passed on by reference."""
         good, rejects = validate(batch)
         return Outcome(attach(good, self.history.transform(good)), rejects)
+
+    def apply_labels(self, batch: pa.RecordBatch) -> LabelOutcome:
+        """Labels are made by our own code: one that is missing makes the whole segment a damaged one."""
+        if any(column.null_count for column in batch.columns):
+            raise SegmentError("a label, or what it is about, is missing")
+        change = self.labels.apply(batch, hash_strings(batch.column("trans_num")))
+        return LabelOutcome(change.aggregate, change.known)
 
     def sample(self, features: pa.RecordBatch) -> pa.RecordBatch | None:
         if not features.num_rows:
