@@ -337,6 +337,15 @@ MODEL: Final = (
         "service. FRAUD_THRESHOLD is what decides.", "none", "max(spearhead_model_threshold_cost_optimal_ratio)",
     ),
     stat_of(
+        "Largest drift", "The largest PSI of a feature against the champion's training window: warning from 0.1, alarm "
+        "from 0.25.", "none", "max(spearhead_drift_psi)", ((None, GOOD), (0.1, FAIR), (0.25, BAD)),
+    ),
+    stat_of(
+        "Frauds over expected", "Frauds found among matured labels, over the sum of their scores: 1 is calibrated.",
+        "none", "max(spearhead_drift_calibration_ratio)",
+        ((None, BAD), (0.5, FAIR), (0.67, GOOD), (1.5, FAIR), (2.0, BAD)),
+    ),
+    stat_of(
         "Reasons deferred", "Share of the range's flagged transactions whose reasons are computed when "
         "they are looked up: more were flagged than REASONS_MAX_PER_S.", "percentunit",
         "max(increase(spearhead_reasons_deferred_total[$__range])) / (max(increase(spearhead_reasons_deferred_total"
@@ -354,6 +363,19 @@ MODEL: Final = (
         "rows of its verdict.", "none",
         Query("max(spearhead_model_calibration_error_ratio)", "in service"),
         Query("max(spearhead_model_challenger_calibration_error_ratio)", "challenger"),
+    ),
+    lines(
+        "Drift of features", "PSI of recent rows against the champion's training window, the ten largest. Warning from "
+        "0.1, alarm from 0.25.", "none",
+        Query("topk(10, max by (feature) (spearhead_drift_psi))", "{{feature}}"),
+        steps=((None, GOOD), (0.1, FAIR), (0.25, BAD)),
+    ),
+    lines(
+        "Drift of scores and labels", "PSI of the risk score; the fraud rate of matured labels over that of training; "
+        "frauds found over the sum of scores.", "none",
+        Query("max(spearhead_drift_score_psi)", "score PSI"),
+        Query("max(spearhead_drift_label_ratio)", "fraud rate over training's"),
+        Query("max(spearhead_drift_calibration_ratio)", "frauds over expected"),
     ),
     lines(
         "Reasons", "Flagged transactions a second whose reasons were computed in the stream, left for look-ups, or "

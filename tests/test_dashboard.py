@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import playwright.sync_api as playwright
 import pytest
 from ledgers import Scorer
@@ -22,7 +23,9 @@ from test_api import beat_all, put_model
 from test_api_server import Server
 
 from spearhead import kpi
+from spearhead.aggregate import MICRO, Aggregate, DriftDay, LabelDay
 from spearhead.control import Control, write_control
+from spearhead.drift import Edges, Reference
 from spearhead.volume import Volume
 
 pytestmark = pytest.mark.browser
@@ -76,6 +79,24 @@ SHADOW: dict[str, Any] = {
 }  # fmt: skip
 
 
+def put_drift(volume: Volume, version: str) -> None:
+    """Nine event days of traffic whose amounts have moved, and labels that say so little."""
+    edges = Edges(
+        features=("amt", "home_km", "card_days"), ranks=((15_000,), (15_000,), ()), settled=(True, True, False)
+    )
+    reference = Reference(
+        edges=edges, shares=((0.5, 0.5), (0.5, 0.5), None), feature_rows=(9_000,) * 3, score_edges=(0.1,),
+        score_shares=(0.9, 0.1), score_rows=9_000, start=0, end=1, rows=9_000, frauds=90, base_rate=0.01,
+    )  # fmt: skip
+    (volume.models / version / "drift.json").write_bytes(msgspec.json.encode(reference))
+    counted = DriftDay(400, 1, [80, 320, 190, 210, 400], {version: [360, 40, 0, 0, 0, 0, 0, 0, 0, 0]})
+    part = Aggregate(
+        drift={f"{edges.id}/{day}": counted for day in range(30_000, 30_009)},
+        label_days={str(day): LabelDay(1_000, 10 + day % 3, 1_000, 12, 10 * MICRO) for day in range(30_000, 30_009)},
+    )
+    (volume.pending / "e0001-g01-p00-000000000001.json").write_bytes(msgspec.json.encode(part))
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     assert CHROMIUM, "Chromium is not installed: set CHROMIUM to its path"
@@ -108,6 +129,8 @@ def server(volume: Volume, scorer: Scorer) -> Iterator[Server]:
         for t in range(10, 100, 2)
     ]  # fmt: skip
     (volume.models / "v000002" / "thresholds.json").write_text(json.dumps(thresholds))
+    put_drift(volume, "v000002")
+    scorer.fold()
     started = Server(volume.root, api_workers=1, api_token="secret", lease_seconds=600)
     wait_until(started.alive, "the api answers")
     yield started
@@ -231,6 +254,30 @@ def test_champion_challenger_calibration_and_costs_are_those_of_the_api(browser:
         assert thresholds.locator("tr:has(.best)").inner_text().split("\t")[0] == "0.30"
         assert thresholds.locator("tr.current").inner_text().split("\t")[:2] == ["0.52", "in force"]
         assert thresholds.locator("tr.current td").last.inner_text() == "$620,000"
+        assert view.errors == []
+
+
+def test_drift_is_that_of_the_api(browser: Any, server: Server) -> None:
+    answer = server.get("/api/model")["drift"]
+    assert [feature["feature"] for feature in answer["features"]] == ["amt", "home_km", "card_days"]
+    assert answer["status"] == "alarm"
+    assert answer["window"]["rows"] == 2_800
+    with Page(browser, server) as view:
+        page = view.open("model")
+        drift = page.locator("#view-model section[aria-label='Drift']")
+        drift.locator("tbody tr").first.wait_for()
+        rows = [[cell.strip() for cell in row.split("\t")] for row in drift.locator("tbody tr").all_inner_texts()]
+        psi = answer["features"][0]["psi"]
+        assert [rows[0][0], *rows[0][-2:]] == ["Amt", f"{psi:.3f}", "drifted"]
+        assert rows[1][-1] == "steady"
+        assert rows[2][-2:] == ["–", "–"]
+        facts = drift.locator("dd").all_inner_texts()
+        assert facts[0] == "drifted"
+        assert facts[2].endswith(f"(× {answer['label_rate']['ratio']:.2f})")
+        assert facts[3] == "× 1.20"
+        page = view.open("business")
+        panel = page.locator("#view-business section[aria-label='Risk distribution']")
+        panel.get_by_text("traffic drifted").wait_for()
         assert view.errors == []
 
 

@@ -158,6 +158,7 @@ def signal(one: Signal, now: float) -> Payload:
 
 def ml_details(ledger: LedgerFile | None, snapshot: Snapshot, settings: Settings) -> Payload:
     labelled = ledger.labelled if ledger else None
+    drift = snapshot.drift
     return {
         "precision": kpi.precision(ledger) if ledger else None,
         "recall": kpi.recall(ledger) if ledger else None,
@@ -167,6 +168,7 @@ def ml_details(ledger: LedgerFile | None, snapshot: Snapshot, settings: Settings
         "decision_latency_ms": kpi.mean_latency_ms(ledger) if ledger else None,
         "latency_ms": kpi.latency_quantiles_ms(ledger.latency if ledger else {}),
         "model_version": snapshot.models.current if snapshot.models else None,
+        "drift": {"status": drift.status if drift else None, "score_psi": drift.score_psi if drift else None},
         "labels": {
             "true_positives": labelled.tp if labelled else None,
             "false_positives": labelled.fp if labelled else None,

@@ -92,6 +92,16 @@ class Labels(Shape):
     unlabelled: int | None = Field(description="Rows without a label")
 
 
+DriftStatus = Literal["ok", "warn", "alarm"] | None
+
+
+class DriftBrief(Shape):
+    """The rest is in `GET /api/model`."""
+
+    status: DriftStatus = Field(description="The worst of features, score, fraud rate and calibration")
+    score_psi: float | None = Field(description="PSI of the risk score against the test part of the training window")
+
+
 class MlDetails(Shape):
     precision: Ratio
     recall: Ratio
@@ -101,6 +111,7 @@ class MlDetails(Shape):
     decision_latency_ms: float | None
     latency_ms: Percentiles
     model_version: str | None
+    drift: DriftBrief = Field(description="How far recent traffic is from the training window; null: not measurable")
     labels: Labels
 
 
@@ -468,9 +479,6 @@ class FeatureShare(Shape):
 class ReasonsSummary(Shape):
     computed: int | None = Field(description="Flagged transactions explained as they were scored")
     deferred: int | None = Field(description="Flagged transactions beyond the budget: explained when looked up")
-
-
-DriftStatus = Literal["ok", "warn", "alarm"] | None
 
 
 class DriftReference(Shape):

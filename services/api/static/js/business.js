@@ -3,6 +3,7 @@
 import { bars, share, spark } from "./chart.js";
 import { h, panel, s, table, text, tip } from "./dom.js";
 import { UNKNOWN, category, clock, count, fixed, milliseconds, money, percent, seconds, short, shortMoney, words } from "./format.js";
+import { SAYS } from "./trust.js";
 
 const LEDGER = "Source: the ledger, counted once per transaction since start or reset.";
 const LABELS = "Source: the ledger; matured labels of event time that the model had not seen.";
@@ -150,7 +151,8 @@ export class Business {
       tip: `Score ${row.bin}: ${count(row.count)} transactions, ${percent(row.percentage / 100)}`,
     })));
     this.distribution.mark(rows.length ? business.metadata.threshold : null, `threshold ${business.metadata.threshold}`);
-    this.panels.distribution.note(rows.length ? "heights are logarithmic" : "");
+    const { status } = business.ml_details.drift;
+    this.panels.distribution.note(rows.length ? `heights are logarithmic${status ? ` · traffic ${SAYS[status]}` : ""}` : "");
     const bands = business.risk_bands;
     const total = business.metadata.total_transactions;
     this.distribution.label(bands ? `Low ${bands.low}, medium ${bands.medium}, high ${bands.high}` : "Nothing known yet");

@@ -76,7 +76,8 @@ export class Calibration {
   }
 }
 
-const SAYS = { ok: "steady", warn: "shifting", alarm: "drifted" };
+/** Drift in a word. */
+export const SAYS = { ok: "steady", warn: "shifting", alarm: "drifted" };
 
 /** How far recent traffic is from what the champion was trained on. */
 export class Drift {
