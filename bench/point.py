@@ -18,12 +18,13 @@ from spearhead.volume import Volume
 WARM_SHARE: Final = 0.5  # of the window, before it
 MANY_CARDS: Final = 1_000_000  # from here on prep's history is still growing after a warm-up as short as that
 MANY_CARDS_SECONDS: Final = 20.0
+LARGE_SEGMENT: Final = 500_000  # rows: one more or less shows in a window that sees ten
 FILL_SECONDS: Final = 60.0
 FILLED: Final = 0.9  # of the backlog: producers go on below 0.8
 
 
 def measure(setup: Setup, root: Path, models: Path, seconds: float) -> dict[str, Any]:
-    """Figures of a window of ``seconds``. Raises RuntimeError, saying why, if the pipeline does not run."""
+    """Figures of a window of ``seconds``, twice that for large segments. Raises RuntimeError, saying why, if the pipeline does not run."""
     program = "spearhead" if setup.history else "bench.variant"
     common = ["--model", str(models)]
     if setup.flat_out:
@@ -33,6 +34,8 @@ def measure(setup: Setup, root: Path, models: Path, seconds: float) -> dict[str,
     )
     try:
         pipeline.wait_for_rows()
+        if setup.segment_rows >= LARGE_SEGMENT:
+            seconds *= 2
         time.sleep(WARM_SHARE * seconds + (MANY_CARDS_SECONDS if setup.cards >= MANY_CARDS else 0))
         figures = _window(pipeline, seconds)
     finally:

@@ -40,7 +40,7 @@ def stored() -> dict[str, Any]:
 def made() -> dict[str, Any]:
     """A document whose figures follow from STAGES on two cores that the work fills to 90 %."""
     costs = {stage: scaling.Cost(*cost) for stage, cost in STAGES.items()}
-    model = scaling.Model(costs, {"prep": 0.004, "inference": 0.006}, 0.9, 6.0, 0.004, 300.0, 9.0, 4e8, 2)
+    model = scaling.Model(costs, {"prep": 0.004, "inference": 0.006}, 0.9, 6.0, 0.004, 300.0, 9.0, 4e8, 4e8, 2)
     return {
         "taken_at": "2026-01-01T00:00+00:00",
         "window_seconds": 10.0,
@@ -126,6 +126,12 @@ def test_more_cores_give_more_rows_until_the_volume_binds() -> None:
     assert "(volume)" in text
     per_row = model.bytes_per_row
     assert f"| {0.4e3 / per_row:.1f} (volume)" in text
+
+
+def test_segments_that_fill_the_queue_make_prep_and_inference_take_turns() -> None:
+    model = scaling.fit(made())
+    assert scaling.rate(model, scaling.READY_CRITICAL - 1, 1) > 1.1 * scaling.rate(model, scaling.READY_CRITICAL, 1)
+    assert Settings.model_fields["features_ready_critical"].default == scaling.READY_CRITICAL
 
 
 def test_a_ledger_that_is_too_busy_divides_the_cards() -> None:
