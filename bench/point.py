@@ -24,7 +24,10 @@ FILLED: Final = 0.9  # of the backlog: producers go on below 0.8
 
 
 def measure(setup: Setup, root: Path, models: Path, seconds: float) -> dict[str, Any]:
-    """Figures of a window of ``seconds``, twice that for large segments. Raises RuntimeError, saying why, if the pipeline does not run."""
+    """Figures of a window of ``seconds``, twice that for large segments.
+
+    Raises RuntimeError, saying why, if the pipeline does not run.
+    """
     program = "spearhead" if setup.history else "bench.variant"
     common = ["--model", str(models)]
     if setup.flat_out:
