@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CARD", "FEATURES", "FEATURES_VERSION", "MERCHANT", "STATELESS", "WIDTH", "History", "warm"]
 
-FEATURES_VERSION: Final = 1
+FEATURES_VERSION: Final = 2
 
 STATELESS: Final = (
     "amt", "log_amt", "hour", "weekday", "night", "weekend", "home_km", "category", "log_city_pop", "age_years",
@@ -28,11 +28,13 @@ CARD: Final = (
     "card_last_km", "card_speed_kmh",
     "card_new_merchant", "card_new_merchants_24h", "card_new_category",
     "card_small_1h", "card_days", "card_night_share",
+    "card_high_days", "card_high_share",
 )  # fmt: skip
 MERCHANT: Final = (
     "merch_count_24h", "merch_count_7d", "merch_mean_7d", "merch_amt_ratio",
     "merch_risk_1d", "merch_risk_7d", "merch_risk_30d",
     "merch_frauds_7d", "merch_labelled_30d",
+    "merch_recent_risk", "merch_fraud_run_days", "merch_last_fraud_days",
 )  # fmt: skip
 FEATURES: Final = STATELESS + CARD + MERCHANT
 WIDTH: Final = len(FEATURES)

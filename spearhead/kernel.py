@@ -46,11 +46,13 @@ OFFSET, SHAPE, START, LENGTH = map(_u, (4, 5, 6, 7))
 ROWS_24H, ROWS_1H, SMALL_1H, NEW_24H, SEEN_CATEGORIES, SEEN_ROWS = map(_u, range(8, 14))
 LAST_LAT, LAST_LONG = map(_u, (14, 15))
 FIRST, CENTS_7D, CENTS_24H, CENTS_1H = map(_u, (8, 9, 10, 11))
-LOG_MEAN, LOG_VARIANCE, MEAN, NIGHT_SHARE = map(_u, (12, 13, 14, 15))
+LOG_MEAN, MEAN = map(_u, (12, 14))
+LOG_VARIANCE, LAST_HIGH, NIGHT_SHARE, HIGH_SHARE = map(_u, (26, 27, 30, 31))  # LAST_HIGH: int32, minutes since 1970
 # merchants: int32, int64 and float64 fields; FROM_x and MATURE count entries from the oldest
 FROM_24H, FROM_7D, MATURE, RISK_FROM_1D, RISK_FROM_7D, M_ROWS = map(_u, range(8, 14))
 M_ROWS_24H, M_ROWS_7D, LABELLED_1D, FRAUDS_1D, LABELLED_7D, FRAUDS_7D, LABELLED_30D, FRAUDS_30D = map(_u, range(14, 22))
-M_CENTS_7D, M_MEAN = map(_u, (11, 12))
+M_CENTS_7D, M_MEAN, M_RECENT_RISK = map(_u, (11, 12, 14))
+M_RUN_FROM, M_LAST_FRAUD = map(_u, (26, 27))  # buckets, of matured labels; 0 is none
 _ONE: Final = _u(1)
 _RECORD_WORDS: Final = _u(WORDS)
 _RECORD_INTS: Final = _u(2 * WORDS)
@@ -71,6 +73,10 @@ _SMALL_CENTS: Final = 500
 _MEMORY: Final = 64  # a card's running means forget at 1/64 a row
 _MERCHANT_MEMORY: Final = 256
 _LOG_STD_FLOOR: Final = 0.1
+_HIGH: Final = 3.0  # times a card's usual amount
+_HIGH_AFTER: Final = 5  # earlier rows a card needs before an amount is high
+_HIGH_MEMORY: Final = 16
+_MINUTE_US: Final = 60_000_000
 _GAP_FLOOR_S: Final = 60.0
 _SPEED_MAX: Final = 10_000.0
 
@@ -79,6 +85,8 @@ _BUCKETS_DAY: Final = 4
 _LOW20: Final = (1 << 20) - 1
 _CENTS_FULL: Final = 1 << 42
 _PRIOR_FRAUDS: Final = 0.005  # one imagined row at the base rate
+_RECENT_KEEP: Final = 0.75  # what a labelled row leaves of a merchant's recent risk
+_RECENT_ROWS: Final = 64  # of a bucket; what they leave is nothing that counts
 
 DONE, CARDS_FULL, CARD_RING_FULL, MERCHANTS_FULL, MERCHANT_RING_FULL = range(5)
 LATE, TRUNCATED, ROWS = range(3)  # counters
@@ -626,25 +634,42 @@ def _window_features(cards: Store, record: int, out: NDArray[np.float32]) -> Non
 
 
 @_inlined
+def _high_amount(cards: Store, at: np.uint64, now: int, high: bool, out: NDArray[np.float32]) -> None:
+    """Features of the card's earlier high amounts; then this row's, if it is ``high``, is one of them."""
+    minute, last = now // _MINUTE_US, cards.ints[at + LAST_HIGH]
+    share = np.float64(cards.singles[at + HIGH_SHARE])
+    out[F_CARD + 21] = (minute - last) / 1440.0 if last != 0 else -1.0
+    out[F_CARD + 22] = share
+    weight = 1.0 / min(cards.ints[at + SEEN_ROWS] + 1, _HIGH_MEMORY)
+    cards.singles[at + HIGH_SHARE] = share + ((1.0 if high else 0.0) - share) * weight
+    cards.ints[at + LAST_HIGH] = minute if high else last
+
+
+@_inlined
 def _habit_features(
     cards: Store, record: int, log_amount: float, amount: float, now: int, night: bool, out: NDArray[np.float32]
 ) -> None:
     """Features against the running means of the card's earlier rows, which then hold this one."""
     base, at = _u(record) * _RECORD_WORDS, _u(record) * _RECORD_INTS
-    floats, seen = cards.floats, cards.ints[at + SEEN_ROWS]
-    off, variance = log_amount - floats[base + LOG_MEAN], floats[base + LOG_VARIANCE]
+    floats, singles, seen = cards.floats, cards.singles, cards.ints[at + SEEN_ROWS]
+    off, variance = log_amount - floats[base + LOG_MEAN], np.float64(singles[at + LOG_VARIANCE])
+    usual = floats[base + MEAN]
     days = (now - cards.words[base + FIRST]) / _DAY_US
     out[F_CARD + 10] = off / max(math.sqrt(variance), _LOG_STD_FLOOR) if seen >= 2 else 0.0
-    out[F_CARD + 11] = amount / max(floats[base + MEAN], 0.01) if seen > 0 else 1.0
+    out[F_CARD + 11] = amount / max(usual, 0.01) if seen > 0 else 1.0
     out[F_CARD + 12] = cards.ints[at + ROWS_24H] * max(days, 1.0) / (seen + 1.0)
     out[F_CARD + 19] = days
-    out[F_CARD + 20] = floats[base + NIGHT_SHARE]
+    out[F_CARD + 20] = singles[at + NIGHT_SHARE]
+    _high_amount(cards, at, now, seen >= _HIGH_AFTER and amount > _HIGH * usual, out)
 
     weight = 1.0 / min(seen + 1, _MEMORY)
     floats[base + LOG_MEAN] += off * weight
-    floats[base + LOG_VARIANCE] = (1.0 - weight) * (variance + off * off * weight)
-    floats[base + MEAN] += (amount - floats[base + MEAN]) * weight
-    floats[base + NIGHT_SHARE] += ((1.0 if night else 0.0) - floats[base + NIGHT_SHARE]) * weight
+    singles[at + LOG_VARIANCE] = (1.0 - weight) * (variance + off * off * weight)
+    # A high amount enters at the limit, so that one fraud does not make the next look usual.
+    entered = min(amount, _HIGH * usual) if seen >= _HIGH_AFTER else amount
+    floats[base + MEAN] = usual + (entered - usual) * weight
+    share = np.float64(singles[at + NIGHT_SHARE])
+    singles[at + NIGHT_SHARE] = share + ((1.0 if night else 0.0) - share) * weight
 
 
 @_inlined
@@ -731,6 +756,8 @@ def _advance_merchant(merchants: Store, record: int, bucket: int, mature: int) -
         for field in (LABELLED_1D, LABELLED_7D, LABELLED_30D):
             ints[at + field] += labelled
             ints[at + field + _ONE] += frauds
+        if labelled > 0:
+            _matured_bucket(merchants, record, ring[place] >> 40, labelled, frauds)
         ints[at + MATURE] += 1
     _leave_risk(merchants, at, RISK_FROM_1D, LABELLED_1D, mature - _BUCKETS_DAY)
     _leave_risk(merchants, at, RISK_FROM_7D, LABELLED_7D, mature - 7 * _BUCKETS_DAY)
@@ -744,6 +771,23 @@ def _advance_merchant(merchants: Store, record: int, bucket: int, mature: int) -
         ints[at + LENGTH] -= 1
         for field in (FROM_24H, FROM_7D, MATURE, RISK_FROM_1D, RISK_FROM_7D):
             ints[at + field] -= 1
+
+
+@_inlined
+def _matured_bucket(merchants: Store, record: int, bucket: int, labelled: int, frauds: int) -> None:
+    """The labels of the next newer bucket that has any into what the merchant's latest labels say."""
+    base, at = _u(record) * _RECORD_WORDS, _u(record) * _RECORD_INTS
+    keep = 1.0
+    for _ in range(min(labelled, _RECENT_ROWS)):
+        keep *= _RECENT_KEEP
+    recent = merchants.floats[base + M_RECENT_RISK]
+    merchants.floats[base + M_RECENT_RISK] = recent * keep + (1.0 - keep) * (frauds / labelled)
+    if frauds == 0:
+        merchants.ints[at + M_RUN_FROM] = 0
+        return
+    merchants.ints[at + M_LAST_FRAUD] = bucket
+    if merchants.ints[at + M_RUN_FROM] == 0:
+        merchants.ints[at + M_RUN_FROM] = bucket
 
 
 @_inlined
@@ -844,6 +888,20 @@ def _merchant_features(
     out[F_MERCHANT + 8] = sums[6] * partitions
     merchants.floats[base + M_MEAN] = mean + (amount - mean) / min(seen + 1, _MERCHANT_MEMORY)
     merchants.ints[at + M_ROWS] = min(seen, 0x7FFFFFFE) + 1
+
+
+@_inlined
+def _latest_labels(
+    merchants: Store, record: int, time: int, clock: int, label_delay: int, out: NDArray[np.float32]
+) -> None:
+    """Features of the merchant's latest matured labels; a late row that may not know all of them gets none."""
+    base, at = _u(record) * _RECORD_WORDS, _u(record) * _RECORD_INTS
+    bucket = time // BUCKET_US
+    known = (time - label_delay) // BUCKET_US == (clock - label_delay) // BUCKET_US
+    first, last = merchants.ints[at + M_RUN_FROM], merchants.ints[at + M_LAST_FRAUD]
+    out[F_MERCHANT + 9] = merchants.floats[base + M_RECENT_RISK] if known else 0.0
+    out[F_MERCHANT + 10] = (bucket - first) / _BUCKETS_DAY if known and first != 0 else -1.0
+    out[F_MERCHANT + 11] = (bucket - last) / _BUCKETS_DAY if known and last != 0 else -1.0
 
 
 # --- the pass -------------------------------------------------------------------------------------------------------
@@ -949,6 +1007,7 @@ def _one_row(
     _merchant_windows(merchants, merchant, time, clock, limits.label_delay, cents, work.sums)
     _add_merchant_row(merchants, merchant, new_bucket, bucket, cents, rows.label[i])
     _merchant_features(merchants, merchant, cents, limits.partitions, work.sums, out)
+    _latest_labels(merchants, merchant, time, clock, limits.label_delay, out)
     merchants.words[_u(merchant) * _RECORD_WORDS + LAST] = clock
     return DONE
 

@@ -183,6 +183,10 @@ def _risk(window: str) -> Callable[[float], str]:
     return lambda value: f"merchant's fraud rate about {_percent(value)} ({window} with known outcomes)"
 
 
+def _since(what: str, none: str) -> Callable[[float], str]:
+    return lambda value: f"{what} {_duration(value * 86_400)} ago" if value >= 0 else none
+
+
 TEMPLATES: Final[dict[str, Template]] = {
     "amt": Template("amount", lambda v: f"amount {_dollars(v)}"),
     "log_amt": Template("amount", lambda v: f"amount about ${_figures(math.expm1(v))}"),
@@ -221,6 +225,12 @@ TEMPLATES: Final[dict[str, Template]] = {
     ),
     "card_days": Template("card_age", lambda v: f"card first seen {_duration(v * 86_400)} ago"),
     "card_night_share": Template("card_habits", lambda v: f"{_percent(v)} of the card's transactions are at night"),
+    "card_high_days": Template(
+        "card_high_amounts", _since("amount over 3× the card's usual", "no amount over 3× the card's usual before")
+    ),
+    "card_high_share": Template(
+        "card_high_amounts", lambda v: f"{_percent(v)} of the card's latest amounts over 3× its usual"
+    ),
     "merch_count_24h": Template("merchant_volume", _busy("24 hours")),
     "merch_count_7d": Template("merchant_volume", _busy("7 days")),
     "merch_mean_7d": Template("merchant_mean", _mean("merchant", "7 days")),
@@ -231,5 +241,15 @@ TEMPLATES: Final[dict[str, Template]] = {
     "merch_frauds_7d": Template("merchant_fraud", lambda v: f"merchant with {_number(v, 'recent fraud')}"),
     "merch_labelled_30d": Template(
         "merchant_outcomes", lambda v: f"merchant with {_number(v, 'recent transaction')} of known outcome"
+    ),
+    "merch_recent_risk": Template(
+        "merchant_fraud", lambda v: f"about {_percent(v)} of the merchant's latest outcomes fraud"
+    ),
+    "merch_fraud_run_days": Template(
+        "merchant_fraud",
+        _since("merchant's run of known frauds began", "merchant's latest known outcomes without fraud"),
+    ),
+    "merch_last_fraud_days": Template(
+        "merchant_fraud", _since("merchant's last known fraud", "merchant without a known fraud")
     ),
 }

@@ -11,6 +11,7 @@ from datetime import UTC, date, datetime
 from typing import Any, NamedTuple
 
 SECOND = 1_000_000
+MINUTE = 60 * SECOND
 HOUR = 3_600 * SECOND
 DAY = 24 * HOUR
 BUCKET = 6 * HOUR
@@ -33,13 +34,15 @@ class Card:
         self.merchants: list[str] = []  # most recently visited first
         self.categories: set[int] = set()
         self.place: tuple[float, float] | None = None
-        self.log_mean = self.log_variance = self.mean = self.night_share = 0.0
+        self.log_mean = self.log_variance = self.usual = self.night_share = self.high_share = 0.0
+        self.last_high: int | None = None  # minutes
 
 
 class Merchant:
     def __init__(self, time: int) -> None:
         self.newest = time
         self.rows: list[tuple[int, int, int]] = []  # bucket, cents, label
+        self.labels: dict[int, list[int]] = {}  # by bucket
         self.seen = 0
         self.mean = 0.0
 
@@ -103,7 +106,7 @@ class Reference:
                 f"card_mean_{name}": sum(past.cents for past in rows) / 100 / len(rows) for name, rows in inside.items()
             },
             "card_amt_z": (log_amount - card.log_mean) / max(math.sqrt(card.log_variance), 0.1) if card.seen > 1 else 0,
-            "card_amt_ratio": amount / max(card.mean, 0.01) if card.seen else 1.0,
+            "card_amt_ratio": amount / max(card.usual, 0.01) if card.seen else 1.0,
             "card_rate_ratio": len(inside["24h"]) / ((card.seen + 1) / max(days, 1.0)),
             "card_last_km": moved,
             "card_speed_kmh": min(moved / (max(gap / SECOND, 60) / 3600), 10_000),
@@ -113,13 +116,20 @@ class Reference:
             "card_small_1h": sum(past.cents < 500 for past in inside["1h"]),
             "card_days": days,
             "card_night_share": card.night_share,
+            "card_high_days": -1 if card.last_high is None else (card.newest // MINUTE - card.last_high) / 1440,
+            "card_high_share": card.high_share,
         }
+        known = card.seen >= 5
+        high = known and amount > 3 * card.usual
+        if high:
+            card.last_high = card.newest // MINUTE
         card.seen += 1
         weight = 1 / min(card.seen, 64)
         off = log_amount - card.log_mean
         card.log_mean += off * weight
         card.log_variance = (1 - weight) * (card.log_variance + off * off * weight)
-        card.mean += (amount - card.mean) * weight
+        card.usual += ((min(amount, 3 * card.usual) if known else amount) - card.usual) * weight
+        card.high_share += (high - card.high_share) / min(card.seen, 16)
         card.night_share += (night - card.night_share) * weight
         card.categories.add(row["category"])
         card.place = place
@@ -129,6 +139,7 @@ class Reference:
         time, amount = row["event_time"], row["amt_cents"] / 100
         merchant = remembered(self.merchants, row["merchant"], self.merchant_limit, Merchant, time, key)
         merchant.newest = max(merchant.newest, time)
+        newest_mature = (merchant.newest - self.label_delay) // BUCKET
         horizon = (merchant.newest - self.label_delay) // BUCKET - 30 * 4
         merchant.rows = [past for past in merchant.rows if past[0] >= horizon]
         bucket, mature = time // BUCKET, (time - self.label_delay) // BUCKET
@@ -146,12 +157,33 @@ class Reference:
             **{f"merch_risk_{days}d": (sum(known) + 0.005) / (len(known) + 1) for days, known in labels.items()},
             "merch_frauds_7d": sum(labels[7]) * self.partitions,
             "merch_labelled_30d": len(labels[30]) * self.partitions,
+            **latest_labels(merchant.labels, time // BUCKET, mature, late=mature != newest_mature),
         }
         # A late row joins the newest bucket, so that its label counts later rather than too early.
         merchant.rows.append((merchant.newest // BUCKET, row["amt_cents"], row["label"]))
+        if row["label"] >= 0:
+            merchant.labels.setdefault(merchant.newest // BUCKET, []).append(row["label"])
         merchant.seen += 1
         merchant.mean += (amount - merchant.mean) / min(merchant.seen, 256)
         return features
+
+
+def latest_labels(labels: dict[int, list[int]], bucket: int, mature: int, *, late: bool) -> dict[str, float]:
+    """What a merchant's matured labels say, the newest most; a late row is told nothing."""
+    buckets = [] if late else sorted(known for known in labels if known < mature)
+    frauds = [known for known in buckets if sum(labels[known])]
+    clean = [known for known in buckets if not sum(labels[known])]
+    run = [known for known in frauds if known > max(clean, default=-1)]
+    risk = 0.0
+    for known in buckets:
+        here = labels[known]
+        weight = 1 - 0.75 ** len(here)
+        risk += (sum(here) / len(here) - risk) * weight
+    return {
+        "merch_recent_risk": risk,
+        "merch_fraud_run_days": (bucket - run[0]) / 4 if run else -1,
+        "merch_last_fraud_days": (bucket - frauds[-1]) / 4 if frauds else -1,
+    }
 
 
 def remembered(known: dict[Any, Any], name: Any, limit: int, kind: type, time: int, key: int) -> Any:
