@@ -3,8 +3,9 @@
 The simulated set goes through prep's own work (features as the live pipeline computes them, with their label delay, as
 codes), and models are grown by the trainer's code. Prequential over four test weeks: seven days of training, seven of
 delay, seven of test. Cards known by then to be compromised are left out of the test: those with a fraud in the training
-week, or in the days since whose labels have matured. The last line is one JSON object; the exit status is 1 where the
-goal is missed.
+week, or in the days since whose labels have matured. The table ends in what a model would reach that knew every fraud
+but those of which no label can tell yet: at a terminal whose newest matured labels are clean. The last line is one JSON
+object; the exit status is 1 where the goal is missed.
 """
 
 from __future__ import annotations
@@ -26,14 +27,17 @@ from services.train import evaluation
 from services.train.fit import Options, Rows, grow, predict
 from spearhead import codes
 from spearhead.features import FEATURES, STATELESS
+from spearhead.schema import SCENARIOS
 from spearhead.settings import Settings
 
 TEST_WEEKS: Final = (115, 122, 129, 136)  # 2018-07-25, 08-01, 08-08 and 08-15, in days since 2018-04-01
 WEEK: Final = 7
-TREES: Final = {"max_depth": 3, "learning_rate": 0.1}  # as published; the rest is the product's
+TREES: Final = {"max_depth": 3, "learning_rate": 0.05}  # depth and number as published; the rest is the product's
 ROUNDS: Final = 100
 TOP: Final = 100
+TERMINAL: Final = SCENARIOS.index("merchant_compromise")
 DAY_S: Final = 86_400
+DRAWS: Final = 20
 NAMES: Final = ("auc", "ap", "cp100")
 PUBLISHED: Final = dict(zip(NAMES, (0.871, 0.694, 0.304), strict=True))
 GOAL: Final = dict(zip(NAMES, (0.875, 0.71, 0.306), strict=True))
@@ -95,19 +99,40 @@ def card_precision(rows: NDArray[np.void], test: NDArray[np.int64], score: NDArr
     return float(np.mean(shares))
 
 
-def measure() -> dict[str, float]:
+def measure(rows: NDArray[np.void], matrix: NDArray[np.float32]) -> dict[str, float]:
     """Means over the folds."""
-    rows = simulate()
-    matrix = features(rows)
     options = Options(names=FEATURES, stateless=STATELESS, threshold=Settings().fraud_threshold)
     figures = []
     for fold in folds(rows):
         booster = grow(_training(rows, matrix, fold.train), options, ROUNDS, TREES)
         score = predict(booster, matrix[fold.test])
-        ranking = evaluation.rank(rows["label"][fold.test], score, np.ones(len(score)))
-        figures.append(
-            (evaluation.auc(ranking), evaluation.average_precision(ranking), card_precision(rows, fold.test, score))
-        )
+        figures.append(judge(rows, fold.test, score))
+    return _means(figures)
+
+
+def ceiling(rows: NDArray[np.void], matrix: NDArray[np.float32]) -> dict[str, float]:
+    """Means over the folds and DRAWS of a score that knows each fraud it can, and draws the others among the good."""
+    clean = matrix[:, FEATURES.index("merch_fraud_run_days")] < 0
+    blind = (rows["scenario"] == TERMINAL) & clean
+    known = (rows["label"] > 0) & ~blind
+    random = np.random.default_rng(0)
+    figures = []
+    for fold in folds(rows):
+        for _ in range(DRAWS):
+            score = known[fold.test] + random.random(len(fold.test), np.float32) / 2
+            figures.append(judge(rows, fold.test, score.astype(np.float32)))
+    return _means(figures)
+
+
+def judge(
+    rows: NDArray[np.void], test: NDArray[np.int64], score: NDArray[np.float32]
+) -> tuple[float | None, float | None, float]:
+    """The three figures, in NAMES' order."""
+    ranking = evaluation.rank(rows["label"][test], score, np.ones(len(score)))
+    return evaluation.auc(ranking), evaluation.average_precision(ranking), card_precision(rows, test, score)
+
+
+def _means(figures: list[tuple[float | None, float | None, float]]) -> dict[str, float]:
     means: list[float] = np.mean(np.array(figures, float), axis=0).round(4).tolist()
     return dict(zip(NAMES, means, strict=True))
 
@@ -120,16 +145,18 @@ def _training(rows: NDArray[np.void], matrix: NDArray[np.float32], chosen: NDArr
     )  # fmt: skip
 
 
-def show(figures: dict[str, Any]) -> None:
+def show(figures: dict[str, Any], most: dict[str, float]) -> None:
     table = Table("", "AUC", "average precision", "card precision@100")
-    for name, line in (("ours", figures), ("published", PUBLISHED), ("goal", GOAL)):
+    for name, line in (("ours", figures), ("published", PUBLISHED), ("goal", GOAL), ("ceiling", most)):
         table.add_row(name, *(f"{line[key]:.3f}" for key in NAMES))
     Console().print(table)
 
 
 def main() -> None:
-    figures = measure()
-    show(figures)
+    rows = simulate()
+    matrix = features(rows)
+    figures = measure(rows, matrix)
+    show(figures, ceiling(rows, matrix))
     sys.stdout.write(msgspec.json.encode(figures).decode() + "\n")
     missed = [name for name in NAMES if figures[name] < GOAL[name]]
     if missed:
