@@ -46,7 +46,8 @@ HISTORY_DAYS: Final[Mapping[str, float]] = {
     **dict.fromkeys(("merch_risk_1d",), 8.0),
     **dict.fromkeys(("merch_risk_7d", "merch_frauds_7d", "merch_recent_risk"), 14.0),
     **dict.fromkeys(
-        ("card_new_merchant", "card_new_merchants_24h", "card_new_category", "card_night_share", "card_high_share"), 21.0
+        ("card_new_merchant", "card_new_merchants_24h", "card_new_category", "card_night_share", "card_high_share"),
+        21.0,
     ),
     **dict.fromkeys(("merch_risk_30d", "merch_labelled_30d"), 37.0),
     # They grow for as long as there is history.
