@@ -378,6 +378,19 @@ MODEL: Final = (
         Query("max(spearhead_drift_calibration_ratio)", "frauds over expected"),
     ),
     lines(
+        "Feedback", "Labels a second that came by POST /api/labels or raw-data/labels/, and what became of them.",
+        "ops",
+        Query("max(rate(spearhead_labels_received_total[$__rate_interval]))", "received"),
+        Query("max(rate(spearhead_labels_applied_total[$__rate_interval]))", "applied"),
+        Query("max(rate(spearhead_labels_corrected_total[$__rate_interval]))", "corrected"),
+        Query("max(rate(spearhead_labels_duplicate_total[$__rate_interval]))", "duplicate"),
+        Query("max(rate(spearhead_labels_unmatched_total[$__rate_interval]))", "unmatched"),
+    ),
+    lines(
+        "Labels that wait", "Labels that came and are not joined to their decisions yet.", "short",
+        Query("max(spearhead_labels_waiting)", "waiting"),
+    ),
+    lines(
         "Reasons", "Flagged transactions a second whose reasons were computed in the stream, left for look-ups, or "
         "computed at a look-up.", "ops",
         Query("max(rate(spearhead_reasons_computed_total[$__rate_interval]))", "computed"),
