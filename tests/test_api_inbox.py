@@ -213,7 +213,7 @@ def test_a_refused_file_is_kept_up_to_a_bound(volume: Volume, folder: Path, monk
 def test_killed_while_a_file_is_refused(volume: Volume, folder: Path) -> None:
     for after in range(100):
         (folder / "a.csv").write_text(f"x,{after}\n1,{CARD}\n")
-        identity = inbox(volume)._identity("a.csv")
+        identity = inbox(volume)._dropped.identity("a.csv")
         box = inbox(volume, Killed(after))
         try:
             take(box)

@@ -197,6 +197,21 @@ def test_a_file_that_cannot_be_read_is_set_aside(tmp_path: Path) -> None:
     assert "4599735407877245" not in kept.read_text()
 
 
+def test_folders_are_entered_and_what_is_in_them_does_not_stay(tmp_path: Path) -> None:
+    bench = bench_at(tmp_path / "volume")
+    folder = bench.volume.raw_data / "labels" / "bank" / "november"
+    folder.mkdir(parents=True)
+    (folder / "cards.txt").write_text("4111111111111111 was fraud\n")
+    bench.scorer.score(2)
+    (folder / "good.csv").write_text(f"trans_num,is_fraud,labelled_at\n{1:032x},1,2020-01-01T00:00:00Z\n")
+    bench.look()
+    assert not list(folder.iterdir())
+    kept = [path.read_text(errors="replace") for path in bench.volume.root.rglob("*") if path.is_file()]
+    assert kept
+    assert not [text for text in kept if "4111111111111111" in text]
+    assert [row["is_fraud"] for row in bench.published()] == [1]
+
+
 def test_a_row_that_carried_a_label_is_corrected_where_it_matures(tmp_path: Path) -> None:
     bench = Bench(Volume(tmp_path, Files(fsync=False)), labelled=True)
     bench.scorer.score(10)

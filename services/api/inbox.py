@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import structlog
 
+from services.api.dropped import LOOK_SECONDS, Dropped
 from services.api.ingest import finish, unfinished
 from spearhead import edge
 from spearhead.heartbeat import Heartbeat, Roster, worker_name
@@ -37,11 +38,9 @@ from spearhead.tokens import Tokenizer
 from spearhead.volume import Volume, VolumeError
 
 PRODUCER: Final = "i00"
-LOOK_SECONDS: Final = 2.0  # a file that is the same at two looks is complete
 BATCH: Final = 30_000  # records in a segment: the same after a kill, so that a cut-short flush is made again alike
 LONGEST_TEXT: Final = 1_000  # characters of a refused row that are kept
 LONGEST_LINE: Final = 1024**2  # characters, or bytes
-UNFINISHED: Final = (".tmp", ".part", ".crdownload")
 COLUMNS: Final = (*edge.REQUIRED, *edge.OPTIONAL)
 
 
@@ -80,7 +79,7 @@ class Inbox:
         self._lease = Lease(volume.files, volume.control / "slots" / PRODUCER, self._worker)
         self._producer: Producer | None = None
         self._epoch = 0
-        self._seen: dict[str, str] = {}  # files and what they were like at the look before
+        self._dropped = Dropped(volume.files, self._folder)
         self._started_at = iso_now()
         self._rows = 0
         self._stop = threading.Event()
@@ -106,7 +105,7 @@ class Inbox:
 
         Raises OSError, SegmentError, VolumeError, ConfigurationError.
         """
-        ready, cut_short = self._complete(), unfinished(self._volume)
+        ready, cut_short = self._dropped.complete(), unfinished(self._volume)
         if not ready and not cut_short:
             return
         self._beat()
@@ -134,33 +133,10 @@ class Inbox:
                     failed = describe(error)
                     self._log.error("inbox waits", reason=failed)
 
-    def _complete(self) -> list[str]:
-        """Files that are as they were at the look before."""
-        now = {name: self._identity(name) for name in self._names(self._folder) if not name.endswith(UNFINISHED)}
-        ready = [name for name, identity in now.items() if self._seen.get(name) == identity]
-        self._seen = now
-        return ready
-
-    def _names(self, folder: Path) -> Iterator[str]:
-        """Files below the inbox, folders in it included: what is dropped there must not stay. Links lead nowhere."""
-        for name in self._volume.files.list(folder):
-            path = folder / name
-            if path.is_dir() and not path.is_symlink():
-                yield from self._names(path)
-            elif path.is_file():
-                yield path.relative_to(self._folder).as_posix()
-
-    def _identity(self, name: str) -> str:
-        try:
-            status = (self._folder / name).stat()
-        except FileNotFoundError:
-            return ""
-        return f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}"
-
     # One file
 
     def _take(self, name: str) -> None:
-        path, identity = self._folder / name, self._identity(name)
+        path, identity = self._folder / name, self._dropped.identity(name)
         self._resume()
         mark = self._mark(identity)
         if not mark.end:
@@ -182,7 +158,7 @@ class Inbox:
     def _begun(self) -> str:
         """The file that is published in part and still there: it comes before any other, whose cursor would hide it."""
         newest = self._newest_mark()
-        if newest is None or newest.end or self._identity(newest.name) != newest.identity:
+        if newest is None or newest.end or self._dropped.identity(newest.name) != newest.identity:
             return ""
         return newest.name
 

@@ -22,7 +22,8 @@ import structlog
 
 from services.api import labels
 from services.api.decisions import DECISION, Decisions
-from services.api.inbox import LONGEST_TEXT, LOOK_SECONDS, UNFINISHED, Layout, UnreadableError, records, set_aside_name
+from services.api.dropped import LOOK_SECONDS, Dropped
+from services.api.inbox import LONGEST_TEXT, Layout, UnreadableError, records, set_aside_name
 from services.api.labels import Label
 from services.api.lookups import StoppedError
 from spearhead.heartbeat import Heartbeat, Roster, worker_name
@@ -119,7 +120,7 @@ class Joiner:
         self._decisions = Decisions(volume)
         self._producer: Producer | None = None
         self._epoch = 0
-        self._seen: dict[str, str] = {}
+        self._dropped = Dropped(volume.files, self._folder, aside=self._waiting.name)
         self._looked: dict[str, int] = {}  # waiting file -> server's time of the newest results it was looked up in, ns
         self._taken = 0
         self._started_at = iso_now()
@@ -181,27 +182,16 @@ class Joiner:
     # Files
 
     def _complete(self) -> list[str]:
-        """Files that are as they were at the look before, those written longest ago first."""
-        found = self._volume.files.list(self._folder)
-        names = [name for name in found if not name.endswith(UNFINISHED) and (self._folder / name).is_file()]
-        now = {name: self._identity(self._folder / name) for name in names}
-        ready = [name for name, identity in now.items() if self._seen.get(name) == identity]
-        self._seen = now
-        return sorted(ready, key=lambda name: int(now[name].rpartition("-")[2] or 0))
-
-    def _identity(self, path: Path) -> str:
-        try:
-            status = path.stat()
-        except FileNotFoundError:
-            return ""
-        return f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}"
+        """Complete files, those written longest ago first."""
+        ready = self._dropped.complete()
+        return sorted(ready, key=lambda name: int(self._dropped.seen[name].rpartition("-")[2] or 0))
 
     def _settle_begun(self, ready: list[str]) -> bool:
         """Finish what the newest cursor is about: no other says how far it is taken. False: not yet."""
         mark = self._newest_mark()
         if mark.end and Waiting.parse(mark.identity) is not None:
             self._volume.files.remove(self._waiting / mark.identity)
-        begun = [name for name, identity in self._seen.items() if identity in (mark.identity, *mark.others)]
+        begun = [name for name, identity in self._dropped.seen.items() if identity in (mark.identity, *mark.others)]
         if not set(begun) <= set(ready):
             return False
         for name in begun:
@@ -214,7 +204,7 @@ class Joiner:
         group: list[str] = []
         size = 0
         for name in ready:
-            own = int(self._seen[name].split("-")[1] or 0) if self._seen[name] else 0
+            own = int(self._dropped.seen[name].split("-")[1] or 0) if self._dropped.seen[name] else 0
             small = name.startswith(labels.API_PREFIX) and own <= SMALL
             if group and (not small or len(group) == MAX_TOGETHER or size + own > TOGETHER_BYTES):
                 yield group
@@ -229,10 +219,10 @@ class Joiner:
     def _take(self, names: list[str]) -> None:
         """Publish what is left of a file, or of small ones together, and delete it."""
         paths = [self._folder / name for name in names]
-        mark = self._mark(self._identity(paths[0]))
-        if not mark.covers(self._identity(paths[0])):
+        mark = self._mark(self._dropped.identity(names[0]))
+        if not mark.covers(self._dropped.identity(names[0])):
             try:
-                if not (self._publish_from(paths[0], mark) if len(paths) == 1 else self._publish_whole(paths)):
+                if not (self._publish_from(paths[0], mark) if len(paths) == 1 else self._publish_whole(names)):
                     return
             except UnreadableError as error:
                 if len(paths) > 1:  # someone else's file with the name of a request's
@@ -243,7 +233,7 @@ class Joiner:
                 return
         for path in paths:
             self._volume.files.remove(path)
-        self._volume.files.sync_folders([self._folder])
+        self._volume.files.sync_folders(sorted({path.parent for path in paths}))
         self._log.info("labels taken", files=names[:3], count=len(names), labels=self._taken)
 
     def _refuse(self, path: Path, identity: str, error: str) -> None:
@@ -252,17 +242,17 @@ class Joiner:
         move_aside(self._volume.files, path, self._volume.raw / "dead", Reason(reason=reason, rows=0), aside)
         self._log.error("file of labels refused", set_aside=aside, reason=reason)
 
-    def _publish_whole(self, paths: list[Path]) -> bool:
+    def _publish_whole(self, names: list[str]) -> bool:
         good: list[Label] = []
         rejected: list[Reject] = []
-        for path in paths:
+        for path in (self._folder / name for name in names):
             for cells, done, _ in _batches(path, 0):
                 accepted, refused = _checked(cells, done - len(cells))
                 good += accepted
                 rejected += refused
         if self._stop.is_set() or self._volume.epoch() != self._epoch:
             return False
-        identity, *others = (self._identity(path) for path in paths)
+        identity, *others = (self._dropped.identity(name) for name in names)
         self._flush(good, Mark(identity, len(good), True, others=tuple(others)), rejected=rejected)
         return True
 
