@@ -325,10 +325,10 @@ def test_a_file_that_was_begun_is_finished_before_any_other(
     write(folder / "a.csv", [row(trans_num="other")])
     box = inbox(volume)
     if not begun_is_seen_first:  # a listing may lack what is there
-        names = box._names
-        monkeypatch.setattr(box, "_names", lambda at: [name for name in names(at) if name != "b.csv"])
+        names = box._dropped._names
+        monkeypatch.setattr(box._dropped, "_names", lambda at: [name for name in names(at) if name != "b.csv"])
         take(box)
-        monkeypatch.setattr(box, "_names", names)
+        monkeypatch.setattr(box._dropped, "_names", names)
     take(box)
     assert published(volume) == [*(record["trans_num"] for record in rows(35)), "other"]
     box.close()
