@@ -15,6 +15,7 @@ from test_api import Api
 
 from services.api import lookups
 from services.api.context import LOOKUPS, LOOKUPS_WAITING
+from services.api.explainer import Explainer
 from services.api.limiter import Limiter, SaturatedError, Stopped
 from spearhead.volume import Volume
 
@@ -101,7 +102,7 @@ def test_a_search_ends_at_the_next_file(volume: Volume) -> None:
         return len(looked) == 3
 
     with pytest.raises(lookups.StoppedError):
-        lookups.find(volume, 1, "unknown", stopped)
+        lookups.find(volume, 1, "unknown", Explainer(volume, lambda: None), stopped)
     assert len(looked) == 3
 
 
