@@ -1,6 +1,7 @@
 """The scaling model: fitted to the figures of ``bench.full``, laid beside them, and asked about larger machines.
 
-CPU of a stage = ns a row × rows + ms a segment × segments + us a reason × reasons + what it takes when idle. Flat out,
+CPU of a stage = ns a row × rows + ms a segment × segments + us a reason × reasons + what it takes when idle; and a row
+costs more the larger its segment, as less of that stays in the processor's cache. Flat out,
 four things limit the rate: the one chain of prep and of each inference replica (CPU and waiting for the disk, a segment
 at a time), the machine's cores, and the volume's bandwidth. They get into each other's way: times add up by a norm.
 """
@@ -36,16 +37,18 @@ VOLUMES: Final = (0.4, 1.0, 4.0, 15.0, 75.0)  # GB/s written: a local disk, NFS 
 
 
 class Cost(NamedTuple):
-    """CPU seconds of one stage: a row, a segment, a reason, and a second and process of idling."""
+    """CPU seconds of one stage: a row, a segment, a reason, a second and process of idling, a row and row beside it."""
 
     row: float
     segment: float
     reason: float
     idle: float
+    beside: float = 0.0
 
     def cores(self, rows: float, segments: float, reasons: float, processes: float) -> float:
         """CPU in use at these rates a second."""
-        return self.row * rows + self.segment * segments + self.reason * reasons + self.idle * processes
+        row = self.row + (self.beside * rows / segments if segments else 0.0)
+        return row * rows + self.segment * segments + self.reason * reasons + self.idle * processes
 
 
 class Model(NamedTuple):
@@ -201,10 +204,11 @@ def _cost(stage: str, points: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -
         used = found["stages"].get(stage, {"cpu_cores": 0.0})["cpu_cores"]
         processes = asked["inference"] if stage == "inference" else 1
         reasons = found["reasons_per_s"] if stage == "inference" else 0.0
-        table.append([found["tx_per_s"], found["segments_per_s"], reasons, processes])
+        table.append([found["tx_per_s"], found["segments_per_s"], reasons, processes,
+                      found["tx_per_s"] ** 2 / found["segments_per_s"]])  # fmt: skip
         cores.append(max(used, 1e-3))
         counts.append(1.0 if asked["rate"] == "max" else PACED_WEIGHT)
-    scale = np.array([1e-6, 1e-3, 1e-4, 1e-2])
+    scale = np.array([1e-6, 1e-3, 1e-4, 1e-2, 1e-13])
     weight = np.array(counts) / np.array(cores)
     solution, _ = nnls(np.array(table) * scale * weight[:, None], np.array(cores) * weight)
     return Cost(*(solution * scale).tolist())
@@ -237,8 +241,9 @@ def render(document: Mapping[str, Any], model: Model) -> str:
         f"Fitted by `bench/scaling.py` to the figures of {document['taken_at'][:10]} on {machine['cores']} cores "
         f"({machine['processor']}), without training.",
         "",
-        "| stage | ns a row | ms a segment | us a reason | idle, % of a core a process | waiting, ms a segment |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| stage | ns a row | ns a row more, each 100,000 rows of its segment | ms a segment | us a reason | "
+        "idle, % of a core a process | waiting, ms a segment |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
         *(_cost_line(stage, cost, model) for stage, cost in model.costs.items()),
         "",
         f"{model.bytes_per_row:.0f} bytes are written a row, {model.fsyncs_per_segment:.1f} flushes done a segment. "
@@ -268,8 +273,8 @@ def _writing(model: Model) -> str:
 def _cost_line(stage: str, cost: Cost, model: Model) -> str:
     wait = f"{model.wait[stage] * 1e3:.1f}" if stage in model.wait else ""
     return (
-        f"| {stage} | {cost.row * 1e9:.0f} | {cost.segment * 1e3:.2f} | {cost.reason * 1e6:.0f} | "
-        f"{cost.idle * 100:.1f} | {wait} |"
+        f"| {stage} | {cost.row * 1e9:.0f} | {cost.beside * 1e14:.0f} | {cost.segment * 1e3:.2f} | "
+        f"{cost.reason * 1e6:.0f} | {cost.idle * 100:.1f} | {wait} |"
     )
 
 
