@@ -39,6 +39,7 @@ _LAST_TIME: Final = dt.datetime(2100, 1, 1)
 _FIRST_DOB: Final = dt.date(1890, 1, 1)
 
 _BAD_ID: Final = f"trans_num is not 1 to {_MAX_ID} letters, digits or any of _.:-"
+_CARD_LIKE: Final = "trans_num looks like a card number: 11 to 19 digits and no letter"
 
 # Why a row is refused; of several faults the one that comes first here is named.
 REASONS: Final = (
@@ -47,6 +48,7 @@ REASONS: Final = (
     "cc_num is missing",
     "cc_num is not a card number of 11 to 19 digits",
     "trans_num contains the card number",
+    _CARD_LIKE,
     "trans_date_trans_time is missing or not a time",
     "trans_date_trans_time is outside 1970 to 2099",
     "amt is missing or not a number",
@@ -253,6 +255,8 @@ _EACH: Final = {
         _first(
             ("trans_num is missing", pl.col("trans_num") == ""),
             (_BAD_ID, ~pl.col("trans_num").str.contains(rf"^[A-Za-z0-9_.:-]{{1,{_MAX_ID}}}$")),
+            # It may be the card number of any row, and check digits are no help: cc_num needs none either.
+            (_CARD_LIKE, pl.col("trans_num").str.contains(r"^[_.:-]*(?:[0-9][_.:-]*){11,19}$")),
         ),
     ),
     "trans_date_trans_time": _Reading(

@@ -1,7 +1,8 @@
 """What may be a card number is made unreadable: the one way by which texts get to the volume, a log or an answer.
 
-A run of 11 or more digits is masked, also in groups ("4111 1111-1111.1111") and with other scripts' digits. Names of
-segments are the one exception, for what a log says must be found on the volume; their numbers begin with a zero.
+A run of 11 or more digits is masked, also in groups ("4111 1111-1111.1111", or with colons and nothing else between
+them, for times of day must stay readable) and with other scripts' digits. Names of segments are the one exception, for
+what a log says must be found on the volume; their numbers begin with a zero.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from typing import Final
 
 _SPACES: Final = r" \t\u00a0\u2007\u2009\u202f"
 _SIGNS: Final = r"._/\u2010-\u2015-"
-LONG_NUMBER: Final = rf"\d(?:[{_SPACES}{_SIGNS}]{{0,3}}\d){{10,}}"  # as polars reads it too
+LONG_NUMBER: Final = rf"\d(?:[{_SPACES}{_SIGNS}]{{0,3}}\d){{10,}}|\d(?::{{0,3}}\d){{10,}}"  # as polars reads it too
 
 _NAME: Final = r"(?<![0-9A-Za-z])e\d{4}-[a-z]\d{2}-(?:p\d{2}-)?0\d{11}(?!\d)"
 _NAME_OR_NUMBER: Final = re.compile(f"({_NAME})|{LONG_NUMBER}")
 _NUMBER_ALONE: Final = re.compile(rf"(?<![0-9A-Za-z])(?:{LONG_NUMBER})(?![0-9A-Za-z])")
-_CUT_SHORT: Final = re.compile(rf"[\d{_SPACES}{_SIGNS}]+\Z")
+_CUT_SHORT: Final = re.compile(rf"[\d:{_SPACES}{_SIGNS}]+\Z")
 
 
 def mask(text: str) -> str:

@@ -32,6 +32,11 @@ def _reading(row: dict[str, str]) -> dict[str, Value]:
     _need(bool(row["cc_num"]), "cc_num is missing")
     _need(re.fullmatch("[0-9]{11,19}", row["cc_num"]), "cc_num is not a card number of 11 to 19 digits")
     _need(row["cc_num"] not in row["trans_num"], "trans_num contains the card number")
+    digits = row["trans_num"].translate(dict.fromkeys(map(ord, "_.:-")))
+    _need(
+        not (digits.isdigit() and 11 <= len(digits) <= 19),
+        "trans_num looks like a card number: 11 to 19 digits and no letter",
+    )
     time = _time(row["trans_date_trans_time"])
     cents = _cents(row["amt"])
     _need(row["category"] in CATEGORIES, "category is missing or unknown")

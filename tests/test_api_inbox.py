@@ -122,13 +122,17 @@ def test_a_file_that_still_grows_is_left_alone(volume: Volume, folder: Path) -> 
 
 def test_bad_rows_are_set_aside_masked(volume: Volume, folder: Path) -> None:
     write(folder / "a.csv", [row(trans_num="a"), row(trans_num="b", amt="x"), row(trans_num=CARD), row(trans_num="c")])
-    (folder / "b.ndjson").write_text(json.dumps(row(trans_num="d")) + "\nnot json " + CARD + "\n")
+    another = "4111:1111:1111:1111"
+    records = [row(trans_num="d"), row(trans_num=another)]
+    (folder / "b.ndjson").write_text("\n".join([*map(json.dumps, records), f"not json {CARD}", ""]))
     box = inbox(volume)
     take(box)
     assert published(volume) == ["a", "c", "d"]
     dead = "".join(path.read_text() for path in (volume.raw / "dead").iterdir())
-    assert [json.loads(line)["line"] for line in dead.splitlines()] == [2, 3, 2]
+    assert [json.loads(line)["line"] for line in dead.splitlines()] == [2, 3, 2, 3]
+    assert "trans_num looks like a card number" in dead
     assert_no_card(volume, CARD)
+    assert "4111:1111" not in dead
     box.close()
 
 

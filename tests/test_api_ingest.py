@@ -87,19 +87,25 @@ def test_bad_rows_are_told_with_their_reasons_and_the_good_ones_taken(api: Api) 
     records: list[Any] = [
         row(trans_num="a"), row(trans_num="b", amt="-1"), row(trans_num="c", category="boats"),
         row(trans_num="4599735407877245"), {}, row(trans_num="d"), row(trans_num="e") | {"amt": [1]},
+        row(trans_num="4111:1111:1111:1111"),
     ]  # fmt: skip
     answer = api.client.post("/api/transactions", json=records, headers=HEADERS)
     assert answer.status_code == 202
     schemas.Ingested.model_validate(answer.json(), strict=True)
-    assert (answer.json()["accepted"], answer.json()["rejected"]) == (2, 5)
+    assert (answer.json()["accepted"], answer.json()["rejected"]) == (2, 6)
     assert {one["row"]: one["reason"] for one in answer.json()["rejections"]} == {
         1: "amt is negative",
         2: "category is missing or unknown",
         3: "trans_num contains the card number",
         4: "trans_num is missing",
         6: "amt is missing or not a number",
+        7: "trans_num looks like a card number: 11 to 19 digits and no letter",
     }
-    assert "4599735407877245" not in answer.text
+    kept = [path.read_bytes() for path in api.volume.root.rglob("*") if path.is_file()]
+    assert kept
+    for content in (answer.content, *kept):
+        assert b"4599735407877245" not in content
+        assert b"4111:1111" not in content
     assert published(api.volume)["trans_num"].to_list() == ["a", "d"]
 
 

@@ -653,7 +653,9 @@ class TransactionIn(BaseModel):
     long: float | str
     city_pop: int | str
     dob: str = Field(examples=["1964-12-30"])
-    trans_num: str = Field(description="1 to 64 letters, digits or any of _.:-")
+    trans_num: str = Field(
+        description="1 to 64 letters, digits or any of _.:-; not 11 to 19 digits without a letter: a card number?"
+    )
     merch_lat: float | str
     merch_long: float | str
 
