@@ -21,6 +21,7 @@ from test_api import Api
 from test_api_server import free_port
 from test_kpi import results
 
+from spearhead.ledger import read_ledger
 from spearhead.volume import Volume
 
 THRESHOLD = 0.1  # at 0.52 the model of so few rows flags no good transaction: 1.0 and 0.0 would prove little
@@ -252,6 +253,59 @@ def test_rows_sent_by_a_client_that_dies_and_a_dropped_file_are_all_decided(
     assert pipeline.stop() == 0
     assert verified(pipeline.root)["ok"]
     assert results(Volume(pipeline.root))["trans_num"].n_unique() == 800
+
+
+def test_labels_that_come_late_are_counted_once_though_every_stage_dies(trained: Path, up: Callable[..., Up]) -> None:
+    """Sent and dropped, corrected, repeated, and before their decision; prep and inference are killed meanwhile."""
+    port = free_port()
+    pipeline = up("--rate", "0", "--model", str(trained / "models"), "--no-train", "--port", str(port),
+                  API_TOKEN="secret", CARDS=100, MERCHANTS=20, LABEL_WAIT_SECONDS=20)  # fmt: skip
+    wait_until(lambda: answers(port, "/readyz"), f"the api is ready\n{pipeline.output}")
+    folder = pipeline.root / "raw-data" / "labels"
+    early = {"trans_num": "http-0", "is_fraud": 1, "labelled_at": "2024-01-01T00:00:00Z"}
+    unknown = {"trans_num": "nobody", "is_fraud": 1, "labelled_at": "2024-01-01T00:00:00Z"}
+    assert post(port, "/api/labels", [early, unknown]) == 202
+    wait_until(lambda: feedback(port).get("waiting") == 2, "labels wait for their decision")
+    assert (
+        post(port, "/api/transactions", [record | {"trans_num": f"http-{i}"} for i, record in enumerate(rows(300))])
+        == 202
+    )
+    lines = [f"http-{i},{int(i % 3 == 0)},2024-02-01\n" for i in range(200)]
+    (folder / "bank.csv").write_text("trans_num,is_fraud,labelled_at\n" + "".join(lines))
+    wait_until(lambda: feedback(port).get("received", 0) > 0, "some are counted")
+    for stage in ("prep", "inference"):
+        os.kill(pipeline.stages(stage)[0], signal.SIGKILL)
+    corrected = [{"trans_num": f"http-{i}", "is_fraud": False, "labelled_at": "2024-03-01"} for i in (0, 1)]
+    assert post(port, "/api/labels", corrected) == 202
+    want = {"received": 204, "applied": 200, "corrected": 1, "duplicate": 2, "unmatched": 1, "waiting": 0}
+    wait_until(lambda: feedback(port) == want, f"every label is counted once\n{pipeline.output}")
+    assert answers(port, "/api/transactions/http-0")["label"] == {
+        "is_fraud": False, "labelled_at": "2024-03-01T00:00:00.000Z",
+    }  # fmt: skip
+    assert pipeline.stop() == 0
+    report = verified(pipeline.root)
+    assert (report["ok"], report["labels"], report["labels_waiting"], report["labels_lost"]) == (True, 204, 0, 0)
+    ledger = read_ledger(Volume(pipeline.root))
+    assert ledger is not None
+    inside, out = ledger.labelled.in_sample, ledger.labelled
+    assert inside.tp + inside.fn + out.tp + out.fn == 66  # of 67 one was corrected
+    assert inside.fp + inside.tn + out.fp + out.tn == 134
+    assert ledger.unlabelled == 100
+
+
+def feedback(port: int) -> dict[str, Any]:
+    answer = answers(port, "/api/model")
+    return answer["labels"]["feedback"] if answer else {}
+
+
+def post(port: int, path: str, body: Any) -> int:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}{path}",
+        json.dumps(body).encode(),
+        {"Authorization": "Bearer secret", "Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return int(answer.status)
 
 
 def answers(port: int, path: str) -> Any:
