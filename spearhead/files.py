@@ -123,6 +123,22 @@ class Files:
         if self.fsync:
             self._sync(path)
 
+    def forget(self, path: Path) -> None:
+        """Let the page cache drop a file that is durable and that nobody is expected to read soon.
+
+        Only a hint: pages that someone has mapped stay. The file may be gone.
+        """
+        if not self.fsync:  # the hint would have pages written that are to stay in memory
+            return
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            return
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+
     def sync_folders(self, paths: Iterable[Path]) -> None:
         """fsync folders, each once; a folder that is gone has nothing to keep."""
         if not self.fsync:

@@ -1,6 +1,8 @@
 """services/inference: scores every segment exactly once, with the model in service, whatever happens meanwhile."""
 
+import ctypes
 import errno
+import mmap
 import multiprocessing
 import os
 import signal
@@ -124,6 +126,42 @@ def test_segments_are_scored_and_counted(volume, store):
     assert volume.files.list(volume.features / "committed") == []
     assert stage.figures["rows_scored"] == 200
     assert stage.figures["model_version"] == "v000001"
+
+
+def resident_pages(path) -> int:
+    """Pages of a file that are in memory."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+        there = (ctypes.c_ubyte * -(-len(mapped) // mmap.PAGESIZE))()
+        place = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(mapped)))
+        assert ctypes.CDLL(None).mincore(place, ctypes.c_size_t(len(mapped)), there) == 0
+        return sum(page & 1 for page in there)
+
+
+def forgets(folder) -> bool:
+    """Whether the folder's file system has pages to let go (one in memory has not)."""
+    probe = folder / "probe"
+    with open(probe, "wb") as file:
+        file.write(bytes(100_000))
+        file.flush()
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return resident_pages(probe) == 0
+
+
+@pytest.mark.parametrize("fsync", [True, False])
+def test_what_was_scored_leaves_memory_once_it_is_durable(tmp_path, fsync):
+    if not forgets(tmp_path):
+        pytest.skip("the file system keeps its files in memory")
+    volume = Volume(tmp_path, Files(fsync=fsync))
+    volume.prepare()
+    ModelStore(volume).publish(wide(), promote=True)
+    name = publish_features(volume, 1, rows=1_000)
+    raw = volume.raw_ready(0) / f"{name}.arrow"
+    volume.files.create(raw, bytes(100_000))
+    assert resident_pages(raw) > 20
+    assert replica(volume).step() == 1_000
+    for path in (raw, volume.result_file(name)):
+        assert (resident_pages(path) == 0) is fsync
 
 
 def test_scores_are_those_of_the_model_and_the_schema_is_the_contract(volume, store):

@@ -62,6 +62,7 @@ class Inference(Stage):
         self._flagged = 0
         self._rows = 0
         self._latency_us = 0
+        self._done: list[SegmentName] = []  # segments whose files nobody else is expected to read soon
 
     def start(self) -> None:
         """Compile the kernels, load the model in service, take up what dead workers left."""
@@ -83,6 +84,7 @@ class Inference(Stage):
         if self.state == "no_model":
             self.state, self.detail = "idle", ""
         rows = self._score(self._hop.claim(BATCH_ROWS), model)
+        self._forget()
         self.dead = self._hop.dead
         if rows:
             self._report(model)
@@ -111,6 +113,7 @@ class Inference(Stage):
         done = self._hop.finish([claim for claim, _ in staged]) if staged else []
         for claim in done:
             self._count(aggregates[claim.name])
+        self._done = [_parsed(claim.name) for claim in done]
         return sum(claim.info.rows for claim in done)
 
     def _attempt(self, claims: Sequence[Claim], work: Callable[[Claim], T]) -> list[tuple[Claim, T]]:
@@ -186,6 +189,17 @@ class Inference(Stage):
         self._rows += aggregate.count
         self._flagged += aggregate.flagged
         self._latency_us += aggregate.latency_us
+
+    def _forget(self) -> None:
+        """Let what was just scored leave memory, now that no claim has it mapped.
+
+        Raw segments stay for a replay and results for look-ups, gigabytes of both. Left to the kernel they fill memory
+        before it takes any back, and a page that comes fresh from the host costs ten times one that was just given up.
+        """
+        for name in self._done:
+            self.files.forget(self.volume.result_file(str(name)))
+            self.files.forget(self.volume.raw_ready(name.partition) / name.file)
+        self._done = []
 
     def _keep_house(self) -> None:
         if self._recover_due.due():
