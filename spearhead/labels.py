@@ -7,21 +7,17 @@ over all labels, in any order, is what the labels that count come to. docs/decis
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from spearhead.aggregate import HOUR_US, Aggregate, HourOutcomes
 from spearhead.schema import KNOWN_LABELS, UNKNOWN_LABEL
-from spearhead.segment import SegmentError, SegmentName, read_segment
-from spearhead.volume import Volume
 
 KEPT: Final = 1_000_000  # transactions whose label is remembered; those labelled longest ago go first
-KEPT_FILES: Final = 4_096  # of labels, for training and look-ups
 
 
 class Change(NamedTuple):
@@ -144,30 +140,3 @@ def _known_batch(batch: pa.RecordBatch, trans: NDArray[np.uint64], rows: list[in
     hashes = pa.array(trans[np.array(rows, np.int64)])
     columns = [hashes if field.name == "trans" else some.column(field.name) for field in KNOWN_LABELS]
     return pa.RecordBatch.from_arrays(columns, schema=KNOWN_LABELS)
-
-
-def latest(volume: Volume, epoch: int, trans_nums: Iterable[str]) -> dict[str, tuple[bool, int]]:
-    """Of these transactions the newest label that came on its own: whether it is fraud, and when it was said (us).
-
-    Reads the files of labels, newest first; a transaction has all its labels in one partition, in order.
-    """
-    wanted = pa.array(list(dict.fromkeys(trans_nums)), pa.string())
-    found: dict[str, tuple[bool, int]] = {}
-    names = [name for file in volume.files.list(volume.labels) if (name := SegmentName.parse(file)) is not None]
-    for name in sorted((n for n in names if n.epoch == epoch), key=lambda n: n.seq, reverse=True):
-        try:
-            batch, _ = read_segment(volume.labels / name.file)
-        except (FileNotFoundError, SegmentError):  # pruned meanwhile; a damaged one tells nothing
-            continue
-        rows = batch.filter(pc.is_in(batch.column("trans_num"), value_set=wanted))
-        times = rows.column("labelled_at").view(pa.int64()).to_pylist()
-        here = zip(rows.column("trans_num").to_pylist(), rows.column("is_fraud").to_pylist(), times, strict=True)
-        found = {trans_num: (bool(fraud), at) for trans_num, fraud, at in here} | found
-    return found
-
-
-def prune(volume: Volume, kept: int = KEPT_FILES) -> None:
-    """Remove the oldest files of labels beyond ``kept``. Raises OSError."""
-    files = volume.files.list(volume.labels)
-    for file in sorted(files, key=lambda file: file.rpartition("-")[2])[: max(0, len(files) - kept)]:
-        volume.files.remove(volume.labels / file)

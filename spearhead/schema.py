@@ -71,6 +71,7 @@ def training_schema(width: int) -> pa.Schema:
     """training-queue: a sample of features-ready; ``weight`` is one over the share of rows that was sampled."""
     return pa.schema(
         [
+            pa.field("trans", pa.uint64(), nullable=False),  # hash of trans_num: a label that comes late finds its row
             pa.field("event_time", TIME, nullable=False),
             pa.field("amt_cents", pa.int32(), nullable=False),
             pa.field("category", pa.uint8(), nullable=False),

@@ -54,6 +54,7 @@ class Bench:
         self.scorer = Scorer(volume, labelled=labelled)
         self.now = 1_700_000_000.0
         self.dropped = 0
+        self.sampling = False
 
     def drop(self, labels: Iterable[Said], prefix: str = "bank") -> None:
         self.dropped += 1
@@ -78,7 +79,8 @@ class Bench:
         """A prep from its start until nothing is left, of every partition."""
         volume = Volume(self.volume.root, files or Files(fsync=False))
         for partition in range(self.settings.partitions):
-            work = FeatureWork(self.settings, Share(1000, 7.0, 1.0))
+            work = FeatureWork(self.settings, Share(100_000, 7.0, 1.0))
+            work.sampling = self.sampling
             log = PartitionLog(volume, partition, f"prep-{id(work)}", work, checkpoint_seconds=0.001)
             log.open(volume.epoch())
             before = -1

@@ -38,7 +38,11 @@ class Scorer:
     def score(self, rows: int, ended: bool = False, scored_at: int | None = None, train_end: int = 0) -> str:
         """One segment of ``rows``; the name. ``scored_at`` in us since 1970, now if not given."""
         scored_at = time.time_ns() // 1000 if scored_at is None else scored_at
-        raw = self._raw(rows, scored_at)
+        return self.take(self._raw(rows, scored_at), scored_at, ended, train_end)
+
+    def take(self, raw: pa.RecordBatch, scored_at: int, ended: bool = False, train_end: int = 0) -> str:
+        """One segment of these rows; the name."""
+        rows = raw.num_rows
         watermark = raw.column("event_time")[rows - 1].value if rows else self.producer.position.watermark
         position = self.producer.publish(raw, watermark=watermark, ended=ended, finite=True, cursor=str(self.rows))
         name = SegmentName(self.volume.epoch(), "g00", 0, position.seq)

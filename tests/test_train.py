@@ -428,6 +428,7 @@ def spool(volume, rows: Rows, seq: int, producer: str = "g00") -> str:
     width = rows.features.shape[1]
     schema = training_schema(width)
     columns = {
+        "trans": np.arange(len(rows.label), dtype=np.uint64) + np.uint64(seq * 1_000_000),
         "event_time": rows.event_time, "amt_cents": rows.cents, "category": rows.category, "label": rows.label,
         "scenario": rows.scenario, "weight": rows.weight,
         "features": codes.column(rows.features),

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from services.api.explainer import Explainer
 from services.api.limiter import Stopped
 from services.api.snapshot import iso_us
-from spearhead import evidence, labels
+from spearhead import evidence, label_files
 from spearhead.evidence import Entry
 from spearhead.reasons import shown
 from spearhead.schema import RESULTS
@@ -148,7 +148,7 @@ def signals(
 
 def _with_labels(volume: Volume, epoch: int, decisions: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each with the newest label that came on its own."""
-    found = labels.latest(volume, epoch, (decision["trans_num"] for decision in decisions))
+    found = label_files.latest(volume, epoch, (decision["trans_num"] for decision in decisions))
     for decision in decisions:
         label = found.get(decision["trans_num"])
         decision["label"] = label and {"is_fraud": label[0], "labelled_at": iso_us(label[1])}

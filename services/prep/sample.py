@@ -46,14 +46,15 @@ class Share:
 
 def sample(features: pa.RecordBatch, share: float, width: int) -> pa.RecordBatch | None:
     """The sampled rows of a features-ready batch, of ``training_schema(width)``; None if there are none."""
+    trans = hash_strings(features.column("trans_num"))
     if share < 1.0:
-        chosen = np.flatnonzero(hash_strings(features.column("trans_num")) < share * 2.0**64)
-        features = features.take(pa.array(chosen))
+        chosen = np.flatnonzero(trans < share * 2.0**64)
+        features, trans = features.take(pa.array(chosen)), trans[chosen]
     if not features.num_rows:
         return None
-    weight = pa.array(np.full(features.num_rows, 1.0 / share, np.float32))
+    made = {"trans": pa.array(trans), "weight": pa.array(np.full(features.num_rows, 1.0 / share, np.float32))}
     schema = training_schema(width)
-    columns = [weight if field.name == "weight" else features.column(field.name) for field in schema]
+    columns = [made[field.name] if field.name in made else features.column(field.name) for field in schema]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar, Final
 from services.prep.ownership import Ownership
 from services.prep.sample import Share
 from services.prep.work import FeatureWork
-from spearhead import codes, features, labels
+from spearhead import codes, features, label_files
 from spearhead.backlog import Backlog
 from spearhead.heartbeat import Roster, State
 from spearhead.partition import LostError, PartitionLog
@@ -200,7 +200,7 @@ class Prep(Stage):
         if now >= self._tidy_at:
             self._tidy_at = now + TIDY_SECONDS
             self.figures["training_rows"] = self._spool.tidy()
-            labels.prune(self.volume)
+            label_files.tidy(self.volume, self.worker)
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_SECONDS
             self._logs[0].sweep({*self._alive, self.worker})

@@ -1,9 +1,15 @@
-"""The training sample in memory: mirrors the files of training-queue, which prep bounds, and says what has matured."""
+"""The training sample in memory: mirrors the files of training-queue, which prep bounds, and says what has matured.
+
+Rows of live traffic come without a label and wait in the sample for the one that comes late. Until then they count as
+nothing: neither as fraud nor as genuine.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -12,6 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from services.train.fit import Rows, in_order
+from services.train.late import LateLabels, Said
 from spearhead import codes
 from spearhead.backlog import Head
 from spearhead.schema import UNKNOWN_LABEL
@@ -24,28 +31,56 @@ _ALWAYS: Final = int(np.iinfo(np.int64).max)
 _log = logging.getLogger(__name__)
 
 
-class _File(NamedTuple):
+class Count(NamedTuple):
+    """What the sample holds by now. Weights are in source rows, counted since the ``Sample`` was made."""
+
+    matured: float = 0.0  # rows whose label may be used
+    corrected: float = 0.0  # of those in the sample now, the ones whose own label another has overruled
+    unlabelled: int = 0  # sampled rows that wait for a label
+
+
+@dataclass
+class _File:
     """Rows of one file, and the producers they come from as runs of rows."""
 
     rows: Rows
+    trans: NDArray[np.uint64]
     producers: list[str]
     lengths: list[int]
     info: SegmentInfo
+    late: list[tuple[NDArray[np.int64], Said]] = field(default_factory=list)  # rows and their labels, in order
+
+    def __post_init__(self) -> None:
+        self._order = np.argsort(self.trans, kind="stable")
+        self._sorted = self.trans[self._order]
+
+    def match(self, said: Said) -> None:
+        """Note the labels that are about rows of this file."""
+        if not len(said.at) or not len(self._sorted):
+            return
+        place = np.minimum(np.searchsorted(self._sorted, said.trans), len(self._sorted) - 1)
+        hit = self._sorted[place] == said.trans
+        if hit.any():
+            self.late.append((self._order[place[hit]], said.take(hit)))
 
 
 class Sample:
     """Rows of one epoch in training-queue. ``refresh`` follows the folder; files may come and go at any time."""
 
-    def __init__(self, volume: Volume, epoch: int, width: int) -> None:
+    def __init__(self, volume: Volume, epoch: int, width: int, clock: Callable[[], float] = time.time) -> None:
         self._reader = SpoolReader(volume)
+        self._labels = LateLabels(volume, epoch)
         self._epoch = epoch
         self._width = width
+        self._clock = clock
+        self._now = _NEVER  # us since 1970, at the last refresh
         self._files: dict[str, _File] = {}
         self._refused: set[str] = set()
         self._arrived = 0.0  # source rows that ever came into the sample
         self._dropped_early = 0.0  # of those, the ones that left it before their label matured
         self._begun = False
-        self._counted: tuple[object, float] = (None, 0.0)  # what the last count was made of, and the count
+        self._counted: tuple[object, Count] = (None, Count())  # what the last count was made of, and the count
+        self.aged_out = 0  # sampled rows that have left without ever having had a label
 
     @property
     def rows(self) -> int:
@@ -57,14 +92,23 @@ class Sample:
         """Files left out because they could not be read."""
         return len(self._refused)
 
+    @property
+    def late_labels(self) -> int:
+        """Labels that came on their own and are kept, of rows in the sample or not."""
+        return self._labels.count
+
     def refresh(self, heads: Mapping[str, Head], delay_us: int) -> None:
         """Read what is new, forget what has gone. A merged file takes the place of those that it holds."""
+        self._now = int(self._clock() * 1e6)
         listed = {str(file.name): file for file in self._reader.files()}
         merged = held_names(list(listed.values()))
         for gone in set(self._files) - set(listed):
             file = self._files.pop(gone)
             if gone not in merged:
-                self._dropped_early += _weight(file.rows, ~_mature(file, heads, delay_us))
+                self._forget(file, heads, delay_us)
+        for said in self._labels.refresh():
+            for file in self._files.values():
+                file.match(said)
         for name, spooled in listed.items():
             if name not in self._files and name not in self._refused and spooled.name.epoch == self._epoch:
                 self._read(name, spooled)
@@ -73,18 +117,45 @@ class Sample:
 
     def matured(self, heads: Mapping[str, Head], delay_us: int) -> float:
         """Source rows whose label may be used by now, counted since this object was made."""
-        state = (dict(heads), delay_us, list(self._files), self._arrived, self._dropped_early)
+        return self.count(heads, delay_us).matured
+
+    def count(self, heads: Mapping[str, Head], delay_us: int) -> Count:
+        """What the sample holds, as of the last refresh."""
+        labels = [(name, len(file.late)) for name, file in self._files.items()]
+        state = (dict(heads), delay_us, labels, min(self._now, self._latest()), self._arrived, self._dropped_early)
         if self._counted[0] != state:  # an idle pipeline costs no pass over the sample
-            immature = sum(_weight(file.rows, ~_mature(file, heads, delay_us)) for file in self._files.values())
-            self._counted = (state, max(0.0, self._arrived - self._dropped_early - immature))
+            self._counted = (state, self._count(heads, delay_us))
         return self._counted[1]
 
     def take(self, heads: Mapping[str, Head], delay_us: int) -> Rows:
-        """The matured rows in the sample, in order."""
-        kept = [file.rows.take(_mature(file, heads, delay_us)) for file in self._files.values()]
+        """The rows in the sample whose label may be used, with it, in order."""
+        kept = []
+        for file in self._files.values():
+            label = _usable(file, heads, delay_us, self._now)
+            kept.append(file.rows._replace(label=label).take(label >= 0))
         if not kept:
             return _no_rows(self._width)
         return in_order(Rows(*(np.concatenate(columns) for columns in zip(*kept, strict=True))))
+
+    def _count(self, heads: Mapping[str, Head], delay_us: int) -> Count:
+        immature = corrected = 0.0
+        unlabelled = 0
+        for file in self._files.values():
+            label = _usable(file, heads, delay_us, self._now)
+            own = file.rows.label
+            immature += _weight(file.rows, label < 0)
+            corrected += _weight(file.rows, (label >= 0) & (own >= 0) & (own != label))
+            unlabelled += int(((label < 0) & (own == UNKNOWN_LABEL)).sum())
+        return Count(max(0.0, self._arrived - self._dropped_early - immature), corrected, unlabelled)
+
+    def _latest(self) -> int:
+        """The latest time that a label of a row in the sample gives itself: later ones need no new count."""
+        return max((int(said.at.max()) for file in self._files.values() for _, said in file.late), default=_NEVER)
+
+    def _forget(self, file: _File, heads: Mapping[str, Head], delay_us: int) -> None:
+        label = _usable(file, heads, delay_us, self._now)
+        self._dropped_early += _weight(file.rows, label < 0)
+        self.aged_out += int(((label < 0) & (file.rows.label == UNKNOWN_LABEL)).sum())
 
     def _read(self, name: str, spooled: SpoolFile) -> None:
         try:
@@ -95,6 +166,8 @@ class Sample:
             self._refused.add(name)
             _log.warning("training file %s left out: %s", name, error)
             return
+        for said in self._labels.every():
+            file.match(said)
         self._files[name] = file
         if spooled.name.producer != MERGED or not self._begun:  # what is merged later has arrived before
             self._arrived += _weight(file.rows, file.rows.label >= UNKNOWN_LABEL)
@@ -114,7 +187,8 @@ def _open(path: Path, width: int) -> _File:
     runs = info.origins or ((name.producer if name else "", info.rows),)
     if sum(count for _, count in runs) != info.rows:
         raise SegmentError(f"{path.name}: origins of {sum(count for _, count in runs)} rows, it has {info.rows}")
-    return _File(rows, [producer for producer, _ in runs], [count for _, count in runs], info)
+    trans = _numbers(batch, "trans")
+    return _File(rows, trans, [producer for producer, _ in runs], [count for _, count in runs], info)
 
 
 def _numbers(batch: pa.RecordBatch, name: str) -> NDArray[Any]:
@@ -124,11 +198,31 @@ def _numbers(batch: pa.RecordBatch, name: str) -> NDArray[Any]:
     return np.array(column.to_numpy(zero_copy_only=True))
 
 
-def _mature(file: _File, heads: Mapping[str, Head], delay_us: int) -> NDArray[np.bool_]:
-    """Which rows carry a label that may be used: their producer has published past them by the delay, or has ended."""
-    usable = [_newest_usable(heads.get(producer), delay_us) for producer in file.producers]
-    newest = np.repeat(np.array(usable, np.int64), file.lengths)
-    return (file.rows.event_time <= newest) & (file.rows.label >= 0)
+def _usable(file: _File, heads: Mapping[str, Head], delay_us: int, now: int) -> NDArray[np.int8]:
+    """Each row's label, int8 (n,), where one may be used, else -1.
+
+    A row's own counts when its producer has published past the row by the delay, or has ended. One that came on its
+    own counts once the moment at which it was given has come, by the clock or in what the row's producer has
+    published; if it overrules the row's own, not before that one counts.
+    """
+    newest = _by_row(file, [_newest_usable(heads.get(producer), delay_us) for producer in file.producers])
+    own = file.rows.label
+    label = np.where(file.rows.event_time <= newest, own, UNKNOWN_LABEL).astype(np.int8)
+    if file.late:
+        clock = np.maximum(now, _by_row(file, [_watermark(heads.get(producer)) for producer in file.producers]))
+        waits = (own != UNKNOWN_LABEL) & (label == UNKNOWN_LABEL)
+        for rows, said in file.late:
+            counts = (said.at <= clock[rows]) & ~waits[rows]
+            label[rows[counts]] = said.fraud[counts]  # of one row's labels the last is kept
+    return label
+
+
+def _by_row(file: _File, by_run: list[int]) -> NDArray[np.int64]:
+    return np.repeat(np.array(by_run, np.int64), file.lengths)
+
+
+def _watermark(head: Head | None) -> int:
+    return _NEVER if head is None else head.watermark
 
 
 def _weight(rows: Rows, which: NDArray[np.bool_]) -> float:

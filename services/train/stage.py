@@ -13,7 +13,7 @@ from services.train.fit import CancelledError, CannotTrainError, Options, Rows, 
 from services.train.job import Job
 from services.train.promotion import Rules, Verdict, judge
 from services.train.reference import reference
-from services.train.sample import Sample
+from services.train.sample import Count, Sample
 from spearhead.backlog import Backlog, Head, RawHeads
 from spearhead.features import FEATURES, STATELESS, WIDTH
 from spearhead.ledger import LedgerError, read_ledger
@@ -57,32 +57,32 @@ class Train(Stage):
         self._failures = 0
         self._not_before = 0.0  # monotonic
         self._trained_at = time.monotonic()  # when the last training began, or this process
-        self._trained_matured = 0.0  # source rows that had matured when the last training began
+        self._trained_on = 0.0  # source rows whose label could be used, or was corrected, when the last training began
         self._ended = False  # every source has ended and all its rows are in the sample
 
     def start(self) -> None:
         """Put weights that lie in ``models/`` into service; a volume that has some does not wait for a first model."""
         self._adopt()
-        self._show(0.0, None)
+        self._show(Count(), None)
 
     def step(self) -> int:
         """Look at the queue, start a training when one is due, publish one that is done; rows that it was made of."""
         if not self._look_due.due():
             return 0
-        heads, matured = self._look()
+        heads, count = self._look()
         if self._job is not None:
             return self._finish(self._job) if self._job.done else 0
         in_service = self._in_service()
-        self._show(matured, in_service)
-        if self._is_due(matured, in_service):
-            self._begin(heads, matured, in_service)
+        self._show(count, in_service)
+        if self._is_due(count, in_service):
+            self._begin(heads, count, in_service)
         return 0
 
     def reset(self, epoch: int) -> None:
         """Forget the sample; models stay, a training of the old epoch does not count."""
         super().reset(epoch)
         self._sample = Sample(self.volume, epoch, WIDTH)
-        self._trained_matured = 0.0
+        self._trained_on = 0.0
         self._ended = False
         self.figures.update(cannot_train=None, source_ended=0)
         if self._job is not None:
@@ -96,14 +96,14 @@ class Train(Stage):
 
     # Looking
 
-    def _look(self) -> tuple[Mapping[str, Head], float]:
-        """Bring the sample up to date; the producers, and the source rows matured so far."""
+    def _look(self) -> tuple[Mapping[str, Head], Count]:
+        """Bring the sample up to date; the producers, and what it holds."""
         heads = self._heads.producers(self.epoch)
         settled = self._is_settled(heads)
         delay = self.settings.label_delay_us
         self._sample.refresh(heads, delay)
         self._ended = settled
-        return heads, self._sample.matured(heads, delay)
+        return heads, self._sample.count(heads, delay)
 
     def _is_settled(self, heads: Mapping[str, Head]) -> bool:
         """Whether nothing more can come into the sample: sources ended, prep through with them, its outputs published.
@@ -128,13 +128,16 @@ class Train(Stage):
         except ModelError as error:
             self.figures["model_error"] = str(error)
 
-    def _show(self, matured: float, in_service: str | None) -> None:
+    def _show(self, count: Count, in_service: str | None) -> None:
         needed = self.settings.train_first_rows
         self.figures.update(
-            matured_rows=int(matured),
+            matured_rows=int(count.matured),
             needed_rows=needed,
             sample_rows=self._sample.rows,
             sample_files_refused=self._sample.refused,
+            sample_unlabelled=count.unlabelled,
+            sample_aged_out=self._sample.aged_out,
+            late_labels=self._sample.late_labels,
             source_ended=int(self._ended),
             model_version=in_service,
         )
@@ -142,19 +145,19 @@ class Train(Stage):
         if self.figures["cannot_train"]:
             self.detail = f"cannot train: {self.figures['cannot_train']}"
         elif in_service is None:
-            self.detail = f"first model: {int(matured)} of {needed} matured rows"
+            self.detail = f"first model: {int(count.matured)} of {needed} matured rows"
         else:
             self.detail = ""
 
     # Deciding
 
-    def _is_due(self, matured: float, in_service: str | None) -> bool:
+    def _is_due(self, count: Count, in_service: str | None) -> bool:
         if time.monotonic() < self._not_before:
             return False
-        new = matured - self._trained_matured
+        new = _evidence(count) - self._trained_on
         if in_service is None:
-            return self._first_is_due(matured, new)
-        if new <= 0 or matured < self.settings.train_first_rows or self._must_yield():
+            return self._first_is_due(count.matured, new)
+        if new <= 0 or count.matured < self.settings.train_first_rows or self._must_yield():
             return False
         waited = time.monotonic() - self._trained_at
         return new >= self.settings.train_new_rows or waited >= self.settings.train_interval_seconds
@@ -174,7 +177,7 @@ class Train(Stage):
 
     # Training
 
-    def _begin(self, heads: Mapping[str, Head], matured: float, in_service: str | None) -> None:
+    def _begin(self, heads: Mapping[str, Head], count: Count, in_service: str | None) -> None:
         rows = self._sample.take(heads, self.settings.label_delay_us)
         champion = self._champion(in_service)
         began = self._history_began()
@@ -193,7 +196,7 @@ class Train(Stage):
             artifact, verdict = train(rows, options, champion, rules, began)
             return Trained(self._carded(artifact, card.pictures), verdict, len(rows.label), in_service)
 
-        self._trained_at, self._trained_matured = time.monotonic(), matured
+        self._trained_at, self._trained_on = time.monotonic(), _evidence(count)
         self._job_epoch = self.epoch
         self.figures["card_error"] = None
         # Nothing can be scored before the first model: it has the right of way.
@@ -235,7 +238,7 @@ class Train(Stage):
             self._failures += 1
             first, longest = RETRY_SECONDS
             self._not_before = time.monotonic() + min(first * 2 ** (self._failures - 1), longest)
-            self._trained_matured = 0.0
+            self._trained_on = 0.0
             raise
         if self._job_epoch == self.epoch:
             self._publish(trained)
@@ -274,6 +277,11 @@ class Train(Stage):
             _log.exception("this model has no whole card")
             self.figures["card_error"] = f"{type(error).__name__}: {error}"
             return artifact
+
+
+def _evidence(count: Count) -> float:
+    """Grows with every label that may be used from now on, or is another than it was."""
+    return count.matured + count.corrected
 
 
 def train(
