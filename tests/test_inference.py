@@ -18,7 +18,7 @@ import pytest
 from services.inference.retention import Retention
 from services.inference.stage import Inference
 from services.inference.watch import ModelWatch
-from spearhead import codes
+from spearhead import codes, shap
 from spearhead.aggregate import Aggregate
 from spearhead.backlog import RawHeads
 from spearhead.features import FEATURES, WIDTH
@@ -462,6 +462,23 @@ def test_the_dearest_flagged_rows_have_reasons_that_are_the_models(volume, store
     for trans_num, found in shown.items():
         same_reasons(found, expected.get(trans_num))
     assert any(shown.values()) == (most > 0)
+
+
+@pytest.mark.parametrize("explains_fast", [True, False])
+def test_a_step_explains_no_more_than_its_time_allows(volume, store, monkeypatch, explains_fast):
+    """Of a burst of 250 rows XGBoost gets 20 ms worth, our kernel all that were flagged."""
+    store.publish(wide(), promote=True)
+    if not explains_fast:
+        monkeypatch.setattr(shap, "MAX_TABLE_BYTES", 0)  # as for a model of too many trees
+    for number in range(1, 5):
+        publish_features(volume, number)
+    stage = replica(volume, reasons_max_per_s=500)
+    stage.step()
+    stage.close()
+    ledger = read_ledger(volume)
+    assert ledger.flagged_count > 33
+    assert ledger.reasons_computed == (min(250, ledger.flagged_count) if explains_fast else 33)
+    assert ledger.reasons_computed + ledger.reasons_deferred == ledger.flagged_count
 
 
 def test_contributions_add_up_to_the_score(volume, store):

@@ -89,5 +89,32 @@ def test_a_budget_never_gives_more_than_its_rate_and_one_burst(rate, asked):
     assert given_out <= rate * now + max(1.0, rate * BURST_SECONDS) + 1e-6
 
 
+@pytest.mark.parametrize(("row_seconds", "most"), [(25e-6, 250), (0.6e-3, 33), (0.0011, 18), (5.0, 1)])
+def test_a_step_gets_no_more_rows_than_its_model_explains_in_its_time(row_seconds, most):
+    """One always goes through, or nothing could be measured again."""
+    budget = Budget(500)
+    budget.expect("v000001", row_seconds)
+    assert budget.take(10_000) == most
+
+
+def test_what_explaining_takes_is_measured():
+    """A host becomes slower, then faster; a new model begins anew."""
+    now, given = 0.0, []
+    budget = Budget(500, lambda: now)
+    for took in [25e-6] * 3 + [0.002] * 12 + [25e-6] * 20:
+        now += 1.0
+        budget.expect("v000001", 25e-6)
+        given.append(budget.take(10_000))
+        with budget.explaining(given[-1]):
+            now += given[-1] * took
+    assert given[:4] == [250] * 4
+    assert given[14] == 10
+    assert given[15:17] == [10, 19], "a step that was held up counts half"
+    assert given[-1] == 250
+    budget.expect("v000002", 0.6e-3)
+    now += 1.0
+    assert budget.take(10_000) == 33
+
+
 def test_no_rate_gives_nothing():
     assert Budget(0).take(5) == 0

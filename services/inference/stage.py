@@ -104,7 +104,7 @@ class Inference(Stage):
     def _score(self, claims: Sequence[Claim], model: Model) -> int:
         """Stage all, commit and publish together: a claim that raises fails alone. Rows that count."""
         decided = self._attempt(claims, lambda claim: self._decide(claim, model))
-        chosen = self._choose([scored for _, (scored, _) in decided])
+        chosen = self._choose([scored for _, (scored, _) in decided], model)
         dear = {claim.name: (*found, rows) for (claim, found), rows in zip(decided, chosen, strict=True)}
         staged = self._attempt(
             [claim for claim, _ in decided], lambda claim: self._stage(claim, *dear[claim.name], model)
@@ -158,8 +158,9 @@ class Inference(Stage):
             number=_parsed(segment).seq, model=model.version, scored_at=scored.scored_at,
         )  # fmt: skip
 
-    def _choose(self, decided: Sequence[Scored]) -> list[NDArray[np.int64]]:
+    def _choose(self, decided: Sequence[Scored], model: Model) -> list[NDArray[np.int64]]:
         """The flagged rows to explain now, by segment: over all, those that may cost most, as the budget allows."""
+        self._reasons.expect(model.version, model.explain_seconds)
         losses = [scoring.expected_loss(scored) for scored in decided]
         loss = np.concatenate([np.empty(0), *losses])
         chosen = np.zeros(len(loss), np.bool_)
@@ -176,7 +177,8 @@ class Inference(Stage):
         found: list[list[Reason]] = []
         if len(rows):
             features = matrix[rows]
-            found = reasons.strongest(codes.decode(features), model.contributions(features))
+            with self._reasons.explaining(len(rows)):
+                found = reasons.strongest(codes.decode(features), model.contributions(features))
         explained = dict(zip(rows.tolist(), found, strict=True))
         scoring.explain(scored, aggregate, explained)
         flagged = scored.flagged.tolist()
