@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all lint bench bench-full bench-hold performance benchmark-model images lock clean
+.PHONY: help install run test test-all lint bench bench-full bench-hold performance benchmark-model examples images lock clean
 
 help: ## Show these words
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,9 @@ performance: install ## Make docs/PERFORMANCE.md and the model in docs/SCALING.m
 
 benchmark-model: install ## Lay the model beside the published figures of the Fraud Detection Handbook
 	@$(BIN)/python -m bench.model
+
+examples: install ## Take the examples of docs/API_PAYLOADS.md and of OpenAPI from a real run (five minutes)
+	$(BIN)/python -m bench.examples
 
 images: ## Build the five images and print their sizes (needs Docker)
 	docker compose build --quiet

@@ -64,8 +64,8 @@ class Pipeline:
         self.root = root
         self.log = root.with_suffix(".log")
         with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        command = [sys.executable, "-m", program, "up", "--volume", str(root), "--port", str(port), *options]
+            self.port = free.getsockname()[1]
+        command = [sys.executable, "-m", program, "up", "--volume", str(root), "--port", str(self.port), *options]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | (environment or {})

@@ -112,8 +112,13 @@ def test_every_flagged_row_has_xgboosts_reasons_from_a_real_server(scored: Score
         for one in page:
             same(one["reasons"], scored.expected[one["trans_num"]])
         wait_until(lambda: counted(server) == 2.0 * deferred, f"both look-ups of {deferred} rows are counted")
+        wait_until(lambda: summed(server) == 2 * deferred, "/api/model tells the same")
     finally:
         server.end()
+
+
+def summed(server: Server) -> int | None:
+    return schemas.ModelDetails.model_validate(server.get("/api/model"), strict=True).reasons_summary.at_look_up
 
 
 def counted(server: Server) -> float | None:

@@ -96,11 +96,12 @@ def drift(snapshot: Snapshot) -> Payload:
 
 
 def _reasons(snapshot: Snapshot) -> Payload:
-    """How many flagged rows were explained as they were scored, and how many not."""
+    """How many flagged rows were explained as they were scored, how many not, and how many when looked up."""
     ledger = snapshot.ledger
     return {
         "computed": None if ledger is None else ledger.reasons_computed,
         "deferred": None if ledger is None else ledger.reasons_deferred,
+        "at_look_up": snapshot.reasons_at_look_up,
     }
 
 

@@ -46,6 +46,7 @@ MEANINGS: Final[dict[str, str]] = msgspec.json.decode(Path(__file__).with_name("
 
 def fields(shape: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str]]:
     """(path, type, meaning) of every field, those of nested shapes included; ``[]`` marks entries of a list."""
+    shape.model_rebuild()  # else what is declared further down in schemas.py has no fields yet
     for name, field in shape.model_fields.items():
         path = f"{prefix}{field.alias or name}"
         yield path, _kind(field.annotation), _meaning(name, field)

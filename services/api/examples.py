@@ -1,11 +1,10 @@
 """Answers of a real run, kept in ``examples.json``, as examples in OpenAPI and in docs/API_PAYLOADS.md.
 
-``python -m services.api.examples http://127.0.0.1:8000`` takes new ones from a pipeline that runs.
+``make examples`` takes new ones, all of one run (``bench/examples.py``).
 """
 
 from __future__ import annotations
 
-import sys
 import urllib.request
 from functools import cache
 from pathlib import Path
@@ -55,5 +54,7 @@ def _cut(value: Any, key: str = "") -> Any:
     return value
 
 
-if __name__ == "__main__":
-    FILE.write_bytes(msgspec.json.format(msgspec.json.encode(take(sys.argv[1])), indent=1) + b"\n")
+def save(found: dict[str, Any]) -> None:
+    """Keep ``found``, as ``take`` gives it, in FILE."""
+    FILE.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+    all_examples.cache_clear()

@@ -292,12 +292,8 @@ def _workers(snapshot: Snapshot) -> Iterator[Metric]:
 
 def _looked_up(snapshot: Snapshot) -> Iterator[Metric]:
     """All live servers' together: each counts from its start."""
-    counts = [beat.figures.get("reasons_at_look_up") for beat in snapshot.workers or () if beat.stage == "api"]
-    yield from _counter(
-        "reasons_at_look_up",
-        "Flagged transactions explained when they were looked up",
-        total(count for count in counts if isinstance(count, int)),
-    )
+    text = "Flagged transactions explained when they were looked up"
+    yield from _counter("reasons_at_look_up", text, snapshot.reasons_at_look_up)
 
 
 def _volume(snapshot: Snapshot, settings: Settings) -> Iterator[Metric]:

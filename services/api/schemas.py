@@ -479,6 +479,9 @@ class FeatureShare(Shape):
 class ReasonsSummary(Shape):
     computed: int | None = Field(description="Flagged transactions explained as they were scored")
     deferred: int | None = Field(description="Flagged transactions beyond the budget: explained when looked up")
+    at_look_up: int | None = Field(
+        description="Look-ups of those that were explained, each counted, since the live API servers started"
+    )
 
 
 class DriftReference(Shape):
@@ -576,7 +579,7 @@ class LabelState(Shape):
     unlabelled: int | None = Field(description="Decisions without any label")
     in_sample: int | None = Field(description="Labelled decisions of times that their model had been trained on")
     out_of_sample: int | None = Field(description="Labelled decisions behind precision and recall")
-    feedback: LabelFeedback
+    feedback: LabelFeedback = Field(description="Labels that came on their own, since start or reset")
 
 
 class LiveMessage(Shape):

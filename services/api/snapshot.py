@@ -124,6 +124,13 @@ class Snapshot(NamedTuple):
         return [beat for beat in self.workers or () if beat.stage == STEPS[step]]
 
     @property
+    def reasons_at_look_up(self) -> int | None:
+        """Flagged rows that the live API servers explained since each started; None: none says how many."""
+        told = [beat.figures.get("reasons_at_look_up") for beat in self.workers or () if beat.stage == "api"]
+        known = [count for count in told if isinstance(count, int)]
+        return sum(known) if known else None
+
+    @property
     def ledger_age(self) -> float | None:
         """Seconds since the ledger was last written."""
         return max(0.0, (self.time - self.ledger.updated_at).total_seconds()) if self.ledger else None

@@ -156,6 +156,7 @@ export class Labels {
     facts(this.reasons, [
       ["Computed", count(reasons?.computed), `Flagged transactions whose reasons were computed in the stream. ${LEDGER}`],
       ["Deferred", count(reasons?.deferred), `Flagged transactions above the limit a second (REASONS_MAX_PER_S): a look-up computes their reasons. ${LEDGER}`],
+      ["At look-up", count(reasons?.at_look_up), "Look-ups of deferred ones that computed reasons, each counted, since the API started. Source: heartbeats of the API."],
     ]);
   }
 }
