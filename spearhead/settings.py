@@ -78,6 +78,7 @@ class Settings(BaseSettings):
     train_first_rows: int = Field(20_000, ge=1, description="Matured rows that the first model waits for")
     train_interval_seconds: float = Field(60.0, gt=0, description="Retrain at least this often when rows are new")
     train_new_rows: int = Field(1_000_000, ge=1, description="Retrain early once this many new rows have matured")
+    train_cpu_share: float = Field(0.1, gt=0, description="Cores that retraining takes at most, on average")
     train_max_rows: int = Field(400_000, ge=100, description="Most rows kept in the training sample")
     train_window_days: float = Field(14.0, gt=0, description="Event time that the training sample should span")
     promote_margin: float = Field(

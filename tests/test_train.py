@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 from datetime import UTC, datetime
 from itertools import pairwise
 
@@ -518,7 +519,7 @@ def test_files_of_another_width_or_epoch_are_left_out(volume):
 
 
 def trainer(volume, **changed) -> Train:
-    defaults = {"train_first_rows": 1_000, "train_interval_seconds": 1e-6, "fsync": False}
+    defaults = {"train_first_rows": 1_000, "train_interval_seconds": 1e-6, "train_cpu_share": 1e9, "fsync": False}
     stage = Train(Settings(_env_file=None, flashblade_path=volume.root, **(defaults | changed)), volume, "trainer001")
     stage.start()
     return stage
@@ -714,6 +715,36 @@ def test_retraining_waits_for_new_rows_and_gives_way_to_inference(volume):
     assert train_once(stage) == 0
     (volume.features / "ready" / name.file).unlink()
     assert train_once(stage) == 2_000
+
+
+def test_retraining_takes_its_share_of_a_core_but_a_growing_sample_does_not_wait(volume):
+    stage = trainer(volume, train_cpu_share=1e-4)
+    publish_raw(volume, 1, watermark=90 * DAY_US)
+    spool(volume, labelled_rows(1_500, width=WIDTH), 1)
+    assert train_once(stage) == 1_500
+    spool(volume, labelled_rows(700, seed=4, width=WIDTH), 2)
+    assert train_once(stage) == 0
+    spool(volume, labelled_rows(200, seed=5, width=WIDTH), 3)
+    assert train_once(stage) == 2_400
+    spool(volume, labelled_rows(500, seed=6, width=WIDTH), 4)
+    assert train_once(stage) == 0
+    stage.control = Control(priority="training")
+    assert train_once(stage) == 2_900
+    stage.control = Control()
+    spool(volume, labelled_rows(500, seed=7, width=WIDTH), 5)
+    assert train_once(stage) == 0
+    stage._affordable = time.monotonic()
+    assert train_once(stage) == 3_400
+
+
+def test_what_a_training_took_is_paid_for_by_its_share(volume):
+    stage = trainer(volume, train_cpu_share=0.01)
+    publish_raw(volume, 1, watermark=90 * DAY_US)
+    spool(volume, labelled_rows(1_500, width=WIDTH), 1)
+    before = time.process_time()
+    assert train_once(stage) == 1_500
+    used = time.process_time() - before
+    assert 0.5 * used / 0.01 < stage._affordable - stage._trained_at <= used / 0.01
 
 
 def test_reset_starts_the_sample_anew_and_keeps_models(volume):
