@@ -54,8 +54,10 @@ class Files:
             if os.path.lexists(temporary):
                 self.remove(temporary)
 
-    def link(self, source: Path, target: Path) -> bool:
+    def link(self, source: Path, target: Path, sync: bool = True) -> bool:
         """Hard-link ``source`` as ``target`` unless something is there; whether it was linked.
+
+        Without ``sync`` the caller syncs the folder.
 
         On NFS the reply of a link that succeeded may be lost and the repeat fails with EEXIST: the link counts if
         both names are the same file.
@@ -69,7 +71,8 @@ class Files:
                     return False
             except FileNotFoundError:  # the other one's file was removed meanwhile: it was there, ours is not
                 return False
-        self.sync_folders([target.parent])
+        if sync:
+            self.sync_folders([target.parent])
         return True
 
     def rename(self, source: Path, target: Path) -> None:

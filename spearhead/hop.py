@@ -4,6 +4,7 @@ Below ``queue/features-ready/``, X being a segment's name and a an attempt's, ``
 twice:
 
 - ``ready/X.arrow``: waits; whoever renames it to ``claimed/a/X.arrow`` works on it.
+- ``rows/X.arrow``: the companion of X (spearhead/companion.py), if it has one; removed once its results are published.
 - ``committed/X.a``: the renamed claim. This one rename decides that attempt a's staged outputs count.
 - ``tries/X.a.<kind>``: what went wrong with attempt a: it ``raised`` on X alone, its worker was ``killed`` while it
   held X alone, or either happened to a ``group`` that X was in. A segment with tries is claimed alone.
@@ -22,6 +23,7 @@ import re
 import secrets
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, Protocol
@@ -29,9 +31,10 @@ from typing import Final, Literal, NamedTuple, Protocol
 import msgspec
 import pyarrow as pa
 
+from spearhead.companion import STAGED_SUFFIX, companion, read_features
 from spearhead.mask import mask
 from spearhead.rejects import REASON_SUFFIX, Reason, move_aside, stray_name
-from spearhead.segment import SUFFIX, SegmentError, SegmentInfo, SegmentName, read_info, read_segment
+from spearhead.segment import SUFFIX, SegmentError, SegmentInfo, SegmentName, read_info
 from spearhead.volume import Volume
 
 MAX_RAISED: Final = 3
@@ -102,6 +105,7 @@ class Hop:
         self._roster = roster
         self._outputs = tuple(outputs or inference_outputs(volume))
         self._ready = volume.features / "ready"
+        self._companions = volume.companions
         self._claimed = volume.features / "claimed"
         self._committed = volume.features / "committed"
         self._tries = volume.features / "tries"
@@ -274,6 +278,7 @@ class Hop:
                 self._collect(attempt)
         self._files.remove_temporaries(self._dead, self._committed.stat().st_mtime - TEMPORARY_SECONDS)
         self._collect_tries()
+        self._collect_companions()
         self._fill_in_rows()
         return Recovery(len(finished), taken_back)
 
@@ -323,7 +328,7 @@ class Hop:
             self._set_aside(name, attempt, reason, max(tries["raised"], tries["killed"]), self._rows(name, attempt))
             return None
         try:
-            return Claim(name, attempt, *read_segment(self._claim_file(name, attempt)))
+            return Claim(name, attempt, *read_features(self._volume, self._claim_file(name, attempt)))
         except FileNotFoundError:  # taken back from us already
             self._resolve(name, attempt)
         except SegmentError as error:
@@ -366,7 +371,13 @@ class Hop:
             folders[self._staged / attempt] = None
         self._files.sync_folders(folders)
         for name, attempt in committed:
+            self._drop_companion(name)
             self._files.remove(self._committed / f"{name}.{attempt}")
+
+    def _drop_companion(self, name: str) -> None:
+        path = companion(self._volume, name)
+        if os.path.lexists(path):
+            self._files.remove(path)
 
     def _publish_one(self, source: Path, target: Path) -> None:
         while True:
@@ -468,10 +479,18 @@ class Hop:
             moved = os.path.lexists(target)
         self._files.sync_folders([self._dead, self._claimed / attempt])
         if moved:
+            self._bury_companion(name)
             self.dead += 1
             self._forget_tries(name)
         self._resolve(name, attempt)
         return moved
+
+    def _bury_companion(self, name: str) -> None:
+        """What is needed to look into a dead segment lies beside it."""
+        path = companion(self._volume, name)
+        if os.path.lexists(path):
+            with suppress(FileNotFoundError):  # another worker did it
+                self._files.rename(path, self._dead / f"{name}{STAGED_SUFFIX}")
 
     def _set_aside_foreign(self, file: str) -> None:
         """Something in ready/ that no producer made. It was never counted, so it has no rows to account for."""
@@ -560,9 +579,24 @@ class Hop:
             if file.partition(".")[0] + SUFFIX not in there:
                 self._files.remove(self._tries / file)
 
+    def _collect_companions(self) -> None:
+        """Remove companions that a power cut brought back, or a kill left, after their segment was done or dead.
+
+        Only on evidence that stays: once its results are there, or it is in dead/, nobody reads a segment again.
+        """
+        waiting = set(self._files.list(self._ready))
+        for file in self._files.list(self._companions):
+            name = file.removesuffix(SUFFIX)
+            if file in waiting or SegmentName.parse(file) is None:
+                continue
+            if self._volume.result_file(name).exists():
+                self._drop_companion(name)
+            elif os.path.lexists(self._dead / file):
+                self._bury_companion(name)
+
     def _remove_stale(self) -> None:
         """Remove what earlier epochs left in this topic and in the published outputs, a bounded number at a time."""
-        roots = [self._ready, self._committed, self._dead, self._tries]
+        roots = [self._ready, self._companions, self._committed, self._dead, self._tries]
         roots += [self._claimed / attempt for attempt in self._files.list(self._claimed)]
         roots += [output.root for output in self._outputs]
         left = STALE_REMOVALS

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
@@ -29,6 +29,7 @@ from spearhead.checkpoint import (
     read_header,
     write_checkpoint,
 )
+from spearhead.companion import STAGED_SUFFIX, companion
 from spearhead.files import Files
 from spearhead.mask import mask
 from spearhead.rejects import (
@@ -51,6 +52,7 @@ MAX_DEATHS: Final = 5
 CHECKPOINT_SHARE: Final = 0.03  # of the time may go into checkpoints
 COLLECT_SECONDS: Final = 30.0
 
+_RAW: Final = frozenset(RAW.names)
 _COMMIT = re.compile(r"^(\d{6,})-(\d{12})\.json$")
 _STAGED_COMMIT = re.compile(r"^p(\d{2,})-(\d{6,})-\d{12}\.json$")
 _log = logging.getLogger(__name__)
@@ -110,7 +112,10 @@ class Commit(msgspec.Struct, kw_only=True):
 
 
 class Outcome(NamedTuple):
-    """What one segment came to: rows passed on (features-ready) and rows refused."""
+    """What one segment came to: rows passed on (features-ready) and rows refused.
+
+    Rows are passed on in their order; a column of schema.RAW holds what it held.
+    """
 
     features: pa.RecordBatch
     rejects: Sequence[RejectedRow]
@@ -414,6 +419,7 @@ class PartitionLog:
             watermark=info.watermark,
             ended=info.ended,
             finite=info.finite,
+            shared=() if rejected else tuple(column for column in outcome.features.schema.names if column in _RAW),
         )
         step.outputs.append(_Output(passed_on, outcome.features, training, before.sampled, outcome.rejects))
         step.rows += info.rows
@@ -586,10 +592,14 @@ class PartitionLog:
 
     def _stage_output(self, output: _Output) -> None:
         info, file = output.info, f"{output.info.name}.arrow"
-        write_segment(self._files, self._private(self._volume.features) / file, output.features, info)
+        folder = self._private(self._volume.features)
+        if info.shared:
+            self._files.link(self._ready / file, folder / f"{info.name}{STAGED_SUFFIX}", sync=False)
+        own = [column for column in output.features.schema.names if column not in info.shared]
+        write_segment(self._files, folder / file, output.features.select(own), info)
         if output.training is not None:
             rows = output.training.num_rows
-            sample = msgspec.structs.replace(info, rows=rows, rows_before=output.sampled_before)
+            sample = msgspec.structs.replace(info, rows=rows, rows_before=output.sampled_before, shared=())
             write_segment(self._files, self._private(self._volume.training) / file, output.training, sample)
         if output.rejects:
             path = self._private(self._volume.raw) / f"{info.name}{PREP_SUFFIX}"
@@ -615,23 +625,29 @@ class PartitionLog:
         """Drop the state and what was staged: the step is another worker's."""
         self._loaded = False
         self._pending = None
-        for source, _ in self._moves(step.commit):
+        for source, _ in (*self._companions(step.commit), *self._moves(step.commit)):
             self._files.remove(source)
         self._files.remove(self._staged_commit(step.commit))
         self._remove_private()
 
     def _finish(self, commit: Commit) -> None:
         """Publish what a commit's attempt staged, by name; what is not there any more was published before."""
+        self._publish(self._companions(commit))
+        if commit.inputs:  # a companion must be there, power cut or not, before its features are
+            self._files.sync_folders([self._volume.companions])
         moves = list(self._moves(commit))
+        self._publish(moves)
+        self._files.sync_folders([folder for source, target in moves for folder in (target.parent, source.parent)])
+        for dead in commit.dead:
+            self._bury(dead)
+        self._files.remove(self._staged_commit(commit))
+
+    def _publish(self, moves: Iterable[tuple[Path, Path]]) -> None:
         for source, target in moves:
             try:
                 self._files.rename(source, target)
             except FileNotFoundError:
                 continue
-        self._files.sync_folders([folder for source, target in moves for folder in (target.parent, source.parent)])
-        for dead in commit.dead:
-            self._bury(dead)
-        self._files.remove(self._staged_commit(commit))
 
     def _bury(self, dead: DeadInput) -> None:
         reason = Reason(reason=dead.reason, tries=dead.tries, rows=dead.rows)
@@ -639,6 +655,12 @@ class PartitionLog:
             set_aside(self._files, self._ready / f"{dead.name}.arrow", self._dead, reason)
         except FileNotFoundError:
             self._files.replace(self._dead / f"{dead.name}{REASON_SUFFIX}", msgspec.json.encode(reason))
+
+    def _companions(self, commit: Commit) -> Iterator[tuple[Path, Path]]:
+        """Where the companions of a commit's features are staged, those that have one, and where they go."""
+        for name in commit.inputs:
+            staged = self._volume.features / "staged" / commit.attempt / f"{name}{STAGED_SUFFIX}"
+            yield staged, companion(self._volume, name)
 
     def _moves(self, commit: Commit) -> Iterator[tuple[Path, Path]]:
         """Where each output of a commit is staged, and where it goes."""
@@ -758,7 +780,8 @@ class PartitionLog:
         commit = _STAGED_COMMIT.match(file)
         if commit is not None:
             return int(commit[1]) == self._partition
-        name = SegmentName.parse(file.removesuffix(PREP_SUFFIX).removesuffix(LABEL_SUFFIX))
+        suffixless = file.removesuffix(PREP_SUFFIX).removesuffix(LABEL_SUFFIX).removesuffix(STAGED_SUFFIX)
+        name = SegmentName.parse(suffixless)
         if name is None or name.partition != self._partition:
             return False
         return file.endswith((PREP_SUFFIX, LABEL_SUFFIX)) or root.parent != self._volume.raw

@@ -65,6 +65,7 @@ class SegmentInfo(msgspec.Struct, frozen=True, kw_only=True):
     cursor: str = ""  # where the producer goes on after this segment; opaque to all others
     flush_rows: int = 0  # rows of this flush in all partitions, those set aside included: what a redo must take again
     staged: str = ""  # the folder below staged/ that held all parts of this flush before the first was linked
+    shared: tuple[str, ...] = ()  # of features: the columns that are its companion's (spearhead/companion.py)
     origins: tuple[tuple[str, int], ...] = ()  # of merged files: the producers of its rows, (producer, rows) in order
     labels: int = 0  # of a segment of labels, which holds no rows that count as transactions
     labels_before: int = 0

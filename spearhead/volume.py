@@ -12,7 +12,7 @@ from pathlib import Path
 from spearhead.files import Files
 from spearhead.segment import SegmentName
 
-FORMAT = 2
+FORMAT = 3
 TOPICS = ("raw-transactions", "features-ready", "inference-results", "training-queue")
 
 
@@ -29,6 +29,7 @@ class Volume:
         self.queue = self.root / "queue"
         self.raw = self.queue / "raw-transactions"
         self.features = self.queue / "features-ready"
+        self.companions = self.features / "rows"  # what features that wait don't repeat of raw-transactions
         self.results = self.queue / "inference-results"
         self.training = self.queue / "training-queue"
         self.metrics = self.root / "metrics"
@@ -82,7 +83,7 @@ class Volume:
         folders += [self.raw_data / "inbox", self.raw_data / "labels"]
         folders += [topic / kind for topic in (self.raw, self.features, self.results, self.training)
                     for kind in ("ready", "staged", "dead")]  # fmt: skip
-        folders += [self.labels]
+        folders += [self.labels, self.companions]
         folders += [self.features / kind for kind in ("claimed", "committed")]
         for p in range(partitions):
             folders += [self.raw_ready(p), self.commits(p), self.checkpoints(p)]

@@ -61,10 +61,10 @@ class FaultingFiles(Files):
         if self._loses_reply():
             raise FileNotFoundError(2, "No such file or directory (repeated request)", str(source))
 
-    def link(self, source: Path, target: Path) -> bool:
+    def link(self, source: Path, target: Path, sync: bool = True) -> bool:
         if self.calls + 1 == self._crash_at and self._mode == "reply lost" and not target.exists():
             target.hardlink_to(source)
-        return super().link(source, target)
+        return super().link(source, target, sync)
 
     def _loses_reply(self) -> bool:
         return self._mode == "reply lost" and self.calls == self._crash_at

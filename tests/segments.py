@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow as pa
 
 from spearhead.checkpoint import Arrays
+from spearhead.companion import companion, read_features
 from spearhead.files import Files
 from spearhead.partition import LostError, Outcome, PartitionLog
 from spearhead.producer import Producer
 from spearhead.rejects import Reject
 from spearhead.schema import FIRST_NAME, MERCHANT, RAW, TIME
-from spearhead.segment import SegmentName, read_segment
+from spearhead.segment import SegmentName
 from spearhead.volume import Volume
 
 FORBIDDEN_CENTS = 666  # ``Chain`` refuses rows of this amount
@@ -104,15 +105,17 @@ class Downstream:
     """Takes what is published as soon as it is asked to, and keeps every copy it ever got."""
 
     def __init__(self, volume: Volume, topic: str = "features-ready") -> None:
+        self._volume = volume
         self._ready = volume.queue / topic / "ready"
         self.taken: list[tuple[str, list[dict[str, Any]]]] = []
 
     def take(self) -> None:
         for path in sorted(self._ready.glob("*.arrow")):
-            batch, info = read_segment(path)
+            batch, info = read_features(self._volume, path)
             assert info.name == path.stem
             self.taken.append((info.name, batch.to_pylist()))
             path.unlink()
+            companion(self._volume, info.name).unlink(missing_ok=True)
 
     def by_name(self) -> dict[str, list[dict[str, Any]]]:
         """Rows by segment; asserts that none came twice."""
