@@ -659,8 +659,9 @@ class PartitionLog:
     def _companions(self, commit: Commit) -> Iterator[tuple[Path, Path]]:
         """Where the companions of a commit's features are staged, those that have one, and where they go."""
         for name in commit.inputs:
-            staged = self._volume.features / "staged" / commit.attempt / f"{name}{STAGED_SUFFIX}"
-            yield staged, companion(self._volume, name)
+            if name not in commit.labels:
+                staged = self._volume.features / "staged" / commit.attempt / f"{name}{STAGED_SUFFIX}"
+                yield staged, companion(self._volume, name)
 
     def _moves(self, commit: Commit) -> Iterator[tuple[Path, Path]]:
         """Where each output of a commit is staged, and where it goes."""
