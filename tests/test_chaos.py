@@ -165,16 +165,23 @@ def test_a_stage_added_and_one_removed(
 
 
 def test_two_partitions_lose_nothing(up: Start, model: Path) -> None:
-    """Merchant history differs with two partitions, so scores may; rows may not."""
-    pipeline = finite(up, model, "--prep", "2", rate=20_000, PARTITIONS=2)
-    working(pipeline, "prep")
-    for pid in pipeline.stages("prep"):
-        os.kill(pid, signal.SIGKILL)
-    os.kill(pipeline.stages("generator")[0], signal.SIGKILL)
+    """Merchant history differs with two partitions, so scores may; rows may not, and no companion is left."""
+    pipeline = finite(up, model, "--prep", "2", "--inference", "3", rate=4_000, PARTITIONS=2)
+    working(pipeline, "inference")
+    kills = 0
+    for name in itertools.cycle(("prep", "inference", "generator", "inference")):
+        if pipeline.process.poll() is not None or kills >= 24:
+            break
+        for pid in pipeline.stages(name)[-2 if kills % 3 == 0 else -1 :]:
+            os.kill(pid, signal.SIGKILL)
+            kills += 1
+        time.sleep(0.4)  # the beat of the murders, not something that is waited for
+    assert kills > 5
     assert pipeline.wait() == 0, pipeline.output
     report = verified(pipeline.root)
     assert report["ok"], report
-    assert report["ledger"] == ROWS
+    assert (report["ledger"], report["dead"]) == (ROWS, 0), report
+    assert os.listdir(Volume(pipeline.root).companions) == []
 
 
 def test_a_reset_under_load_leaves_nothing_of_before(up: Start, model: Path, undisturbed: pl.DataFrame) -> None:
