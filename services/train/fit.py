@@ -193,7 +193,9 @@ def _grow(
     curve_rows = slice(
         parts.train.start, parts.train.stop, max(1, (parts.train.stop - parts.train.start) // CURVE_ROWS)
     )
-    evals = [(_matrix(rows.take(curve_rows), columns, names, parameter, train), "train")]
+    evals = []
+    if len(columns) == len(options.names):  # nobody looks at another one's
+        evals.append((_matrix(rows.take(curve_rows), columns, names, parameter, train), "train"))
     callbacks: list[xgb.callback.TrainingCallback] = [_Cancel(options.cancelled)]
     valid_rows = rows.take(parts.valid)
     checked = 0 < valid_rows.frauds < len(valid_rows.label)

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -21,6 +22,7 @@ from services.train.fit import Rows, in_order
 from services.train.late import LateLabels, Said
 from spearhead import codes
 from spearhead.backlog import Head
+from spearhead.codes import Codes
 from spearhead.schema import UNKNOWN_LABEL
 from spearhead.segment import SegmentError, SegmentInfo, SegmentName, read_segment
 from spearhead.spool import MERGED, SpoolFile, SpoolReader, held_names
@@ -41,22 +43,30 @@ class Count(NamedTuple):
 
 @dataclass
 class _File:
-    """Rows of one file, and the producers they come from as runs of rows."""
+    """Rows of one file, and the producers they come from as runs of rows.
 
-    rows: Rows
+    Features stay codes, half the size: flat out nearly all rows leave before a training has asked for them.
+    """
+
+    rows: Rows  # with no features
+    codes: Codes
     trans: NDArray[np.uint64]
     producers: list[str]
     lengths: list[int]
     info: SegmentInfo
     late: list[tuple[NDArray[np.int64], Said]] = field(default_factory=list)  # rows and their labels, in order
 
-    def __post_init__(self) -> None:
-        self._order = np.argsort(self.trans, kind="stable")
-        self._sorted = self.trans[self._order]
+    @cached_property
+    def _order(self) -> NDArray[np.int64]:
+        return np.argsort(self.trans, kind="stable")
+
+    @cached_property
+    def _sorted(self) -> NDArray[np.uint64]:
+        return self.trans[self._order]
 
     def match(self, said: Said) -> None:
         """Note the labels that are about rows of this file."""
-        if not len(said.at) or not len(self._sorted):
+        if not len(said.at) or not len(self.trans):
             return
         place = np.minimum(np.searchsorted(self._sorted, said.trans), len(self._sorted) - 1)
         hit = self._sorted[place] == said.trans
@@ -129,13 +139,15 @@ class Sample:
 
     def take(self, heads: Mapping[str, Head], delay_us: int) -> Rows:
         """The rows in the sample whose label may be used, with it, in order."""
-        kept = []
+        kept, features = [], []
         for file in self._files.values():
             label = _usable(file, heads, delay_us, self._now)
             kept.append(file.rows._replace(label=label).take(label >= 0))
+            features.append(file.codes[label >= 0])
         if not kept:
             return _no_rows(self._width)
-        return in_order(Rows(*(np.concatenate(columns) for columns in zip(*kept, strict=True))))
+        rows = Rows(*(np.concatenate(columns) for columns in zip(*kept, strict=True)))
+        return in_order(rows._replace(features=codes.decode(np.concatenate(features))))
 
     def _count(self, heads: Mapping[str, Head], delay_us: int) -> Count:
         immature = corrected = 0.0
@@ -181,14 +193,15 @@ def _open(path: Path, width: int) -> _File:
         raise ValueError(f"{found} features a row instead of {width}")
     rows = Rows(
         *(_numbers(batch, name) for name in ("event_time", "amt_cents", "category", "label", "scenario", "weight")),
-        codes.values(batch.column("features")),
+        np.empty((batch.num_rows, 0), np.float32),
     )
     name = SegmentName.parse(path.name)
     runs = info.origins or ((name.producer if name else "", info.rows),)
     if sum(count for _, count in runs) != info.rows:
         raise SegmentError(f"{path.name}: origins of {sum(count for _, count in runs)} rows, it has {info.rows}")
     trans = _numbers(batch, "trans")
-    return _File(rows, trans, [producer for producer, _ in runs], [count for _, count in runs], info)
+    own = codes.of(batch.column("features")).copy()
+    return _File(rows, own, trans, [producer for producer, _ in runs], [count for _, count in runs], info)
 
 
 def _numbers(batch: pa.RecordBatch, name: str) -> NDArray[Any]:
