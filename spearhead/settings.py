@@ -28,6 +28,12 @@ class Settings(BaseSettings):
     disk_low_bytes: int = Field(1 * GIB, ge=0, description="Producers pause while the volume has less free space")
     results_retention_bytes: int = Field(10 * GIB, ge=0, description="Result files kept, in bytes; 0 keeps all")
     results_retention_seconds: int = Field(3600, ge=0, description="Result files kept, in seconds; 0 keeps all")
+    archive_retention_days: float = Field(
+        60.0,
+        ge=0,
+        description="Days that decisions without a label wait for one once their result file is gone; 0: all",
+    )
+    archive_retention_bytes: int = Field(2 * GIB, ge=0, description="Such decisions kept, in bytes; 0: all")
 
     # Traffic
     generation_rate: Annotated[str, Field(description="Rows a second of the generator or replay, or max")] = "50000"

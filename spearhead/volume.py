@@ -32,6 +32,7 @@ class Volume:
         self.companions = self.features / "rows"  # what features that wait don't repeat of raw-transactions
         self.results = self.queue / "inference-results"
         self.training = self.queue / "training-queue"
+        self.archive = self.results / "archive"  # unlabelled decisions whose result file is gone
         self.metrics = self.root / "metrics"
         self.workers = self.metrics / "workers"
         self.labels = self.training / "labels"  # labels that came on their own, for training and look-ups
@@ -83,7 +84,7 @@ class Volume:
         folders += [self.raw_data / "inbox", self.raw_data / "labels"]
         folders += [topic / kind for topic in (self.raw, self.features, self.results, self.training)
                     for kind in ("ready", "staged", "dead")]  # fmt: skip
-        folders += [self.labels, self.companions]
+        folders += [self.labels, self.companions, self.archive]
         folders += [self.features / kind for kind in ("claimed", "committed")]
         for p in range(partitions):
             folders += [self.raw_ready(p), self.commits(p), self.checkpoints(p)]

@@ -15,7 +15,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from services.inference.retention import Retention
+from services.inference.retention import Limits, Retention
 from services.inference.stage import Inference
 from services.inference.watch import ModelWatch
 from spearhead import codes, shap
@@ -393,7 +393,7 @@ def old_results(volume, store, count: int) -> list:
 def test_retention_in_seconds_removes_the_oldest_and_empty_folders(volume, store):
     raw_head(volume, finite=False)
     paths = old_results(volume, store, 6)  # two in the folder of the first thousand
-    retention = Retention(volume, RawHeads(volume), 0, 300)
+    retention = Retention(volume, RawHeads(volume), Limits(0, 300), Limits())
     pruned = retention.prune(volume.epoch())
     retention.close()
     assert pruned.files == 3
@@ -405,7 +405,7 @@ def test_retention_in_bytes_removes_the_oldest(volume, store):
     raw_head(volume, finite=False)
     paths = old_results(volume, store, 5)
     size = paths[0].stat().st_size
-    Retention(volume, RawHeads(volume), 3 * size, 0).prune(volume.epoch())
+    Retention(volume, RawHeads(volume), Limits(3 * size), Limits()).prune(volume.epoch())
     assert result_files(volume) == paths[-2:] or result_files(volume) == paths[-3:]
     assert sum(path.stat().st_size for path in result_files(volume)) <= 3 * size
 
@@ -414,7 +414,7 @@ def test_retention_keeps_what_the_ledger_has_not_counted(volume, store):
     raw_head(volume, finite=False)
     paths = old_results(volume, store, 3)
     (volume.pending / f"{paths[0].stem}.json").write_bytes(b"{}")
-    Retention(volume, RawHeads(volume), 1, 0).prune(volume.epoch())
+    Retention(volume, RawHeads(volume), Limits(1), Limits()).prune(volume.epoch())
     assert result_files(volume) == paths[:1]
 
 
@@ -422,7 +422,7 @@ def test_retention_keeps_what_the_ledger_has_not_counted(volume, store):
 def test_a_finite_run_or_no_limit_keeps_all(volume, store, limits):
     raw_head(volume, finite=limits == (1, 1))
     paths = old_results(volume, store, 3)
-    assert Retention(volume, RawHeads(volume), *limits).prune(volume.epoch()).files == 0
+    assert Retention(volume, RawHeads(volume), Limits(*limits), Limits()).prune(volume.epoch()).files == 0
     assert result_files(volume) == paths
 
 

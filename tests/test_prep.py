@@ -23,13 +23,14 @@ from processes import wait_until
 from segments import Downstream, drain, publish, raw_batch, raw_name, volume_at
 
 from services.prep.ownership import Ownership, fair_shares
-from services.prep.sample import KNOWN_DAYS, Share, hash_strings, sample
+from services.prep.sample import KNOWN_DAYS, Share, sample
 from services.prep.stage import Prep
 from services.prep.validate import validate
 from services.prep.work import SCHEMA, FeatureWork, attach
 from spearhead.codes import encode, values
 from spearhead.errors import ConfigurationError
 from spearhead.features import WIDTH, History
+from spearhead.hashing import hash_strings
 from spearhead.heartbeat import Heartbeat, Roster
 from spearhead.partition import PartitionLog, newest_commit
 from spearhead.producer import Producer

@@ -21,11 +21,12 @@ import pyarrow as pa
 import structlog
 
 from services.api import labels
-from services.api.decisions import DECISION, Decisions
+from services.api.decisions import Decisions
 from services.api.dropped import LOOK_SECONDS, Dropped
 from services.api.inbox import LONGEST_TEXT, Layout, UnreadableError, records, set_aside_name
 from services.api.labels import Label
 from services.api.lookups import StoppedError
+from spearhead.decided import DECISION
 from spearhead.heartbeat import Heartbeat, Roster, worker_name
 from spearhead.lease import Lease
 from spearhead.mask import mask, may_be_card

@@ -1,14 +1,21 @@
-"""The archive of results under its limits: the oldest files go first. Any replica may do it, all at once too."""
+"""The results under their limits: the oldest files go first. Any replica may do it, all at once too.
+
+Unlabelled decisions go to the archive before their file is removed, so that a label which comes later finds them.
+"""
 
 from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
+from spearhead.archive import Archive
 from spearhead.backlog import RawHeads
 from spearhead.volume import Volume
+
+CHUNK_BYTES: Final = 64 * 1024**2  # of results that go to the archive together
 
 
 class Pruned(NamedTuple):
@@ -22,14 +29,25 @@ class _Result(NamedTuple):
     bytes: int
 
 
-class Retention:
-    """Limits of inference-results in bytes and seconds; 0 is no limit."""
+class Limits(NamedTuple):
+    """In bytes and seconds; 0 is no limit."""
 
-    def __init__(self, volume: Volume, heads: RawHeads, max_bytes: int, max_seconds: float) -> None:
+    bytes: int = 0
+    seconds: float = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.bytes or self.seconds)
+
+
+class Retention:
+    """Keeps inference-results and its archive within their limits."""
+
+    def __init__(self, volume: Volume, heads: RawHeads, results: Limits, archive: Limits) -> None:
         self._volume = volume
         self._heads = heads
-        self._max_bytes = max_bytes
-        self._max_seconds = max_seconds
+        self._limits = results
+        self._archive_limits = archive
+        self._archive = Archive(volume)
         self._probe = volume.workers / f".probe.{secrets.token_hex(6)}"
 
     def prune(self, epoch: int) -> Pruned:
@@ -37,24 +55,47 @@ class Retention:
 
         A finite run keeps all its results, and so does a segment whose aggregates wait for the ledger.
         """
-        if not (self._max_bytes or self._max_seconds):
+        if not self._limits:
             return Pruned()
         if all(head.finite for head in self._heads.producers(epoch).values()):
             return Pruned()
+        now = self._server_time()
+        files = freed = 0
+        for chunk in self._chunks(self._over(now)):
+            self._archive.put(epoch, [result.path for result in chunk], now)
+            for result in chunk:
+                self._volume.files.remove(result.path)
+            files, freed = files + len(chunk), freed + sum(result.bytes for result in chunk)
+        self._remove_empty_folders()
+        self._archive.tidy(epoch, now, self._archive_limits.seconds, self._archive_limits.bytes)
+        return Pruned(files, freed)
+
+    def _over(self, now: float) -> list[_Result]:
+        """What is over the limits and counted, oldest first."""
         found = sorted(self._results())
         waiting = {name.removesuffix(".json") for name in self._volume.files.list(self._volume.pending)}
         total = sum(result.bytes for result in found)
-        oldest = self._server_time() - self._max_seconds if self._max_seconds else -float("inf")
-        files = freed = 0
+        oldest = now - self._limits.seconds if self._limits.seconds else -float("inf")
+        over = []
         for result in found:
-            over = self._max_bytes and total - freed > self._max_bytes
-            if not over and result.written >= oldest:
+            if not (self._limits.bytes and total > self._limits.bytes) and result.written >= oldest:
                 break
             if result.path.stem not in waiting:
-                self._volume.files.remove(result.path)
-                files, freed = files + 1, freed + result.bytes
-        self._remove_empty_folders()
-        return Pruned(files, freed)
+                over.append(result)
+                total -= result.bytes
+        return over
+
+    def _chunks(self, results: list[_Result]) -> Iterator[list[_Result]]:
+        chunk: list[_Result] = []
+        size = 0
+        for result in results:
+            chunk.append(result)
+            size += result.bytes
+            if size >= CHUNK_BYTES:
+                yield chunk
+                chunk, size = [], 0
+        if chunk:
+            yield chunk
 
     def close(self) -> None:
         self._probe.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.inference.budget import Budget
-from services.inference.retention import Retention
+from services.inference.retention import Limits, Retention
 from services.inference.watch import ModelWatch
 from spearhead import binning, codes, evidence, reasons, scoring, shap, trees
 from spearhead.aggregate import Aggregate, DriftDay
@@ -51,7 +51,10 @@ class Inference(Stage):
         self._ledger = Ledger(volume, settings.label_delay_us)
         self._watch = ModelWatch(ModelStore(volume, settings.inference_threads, settings.device, explains=True))
         self._retention = Retention(
-            volume, RawHeads(volume), settings.results_retention_bytes, settings.results_retention_seconds
+            volume,
+            RawHeads(volume),
+            Limits(settings.results_retention_bytes, settings.results_retention_seconds),
+            Limits(settings.archive_retention_bytes, settings.archive_retention_days * 86_400),
         )
         self._reasons = Budget(settings.reasons_max_per_s)
         self._bins: tuple[Reference, binning.Bins] | None = None  # as the kernel takes it

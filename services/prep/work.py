@@ -6,12 +6,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from services.prep.sample import Share, hash_strings, newest_event_time, sample
+from services.prep.sample import Share, newest_event_time, sample
 from services.prep.validate import validate
 from spearhead import codes
 from spearhead.checkpoint import Arrays
 from spearhead.errors import ConfigurationError
 from spearhead.features import WIDTH, History
+from spearhead.hashing import hash_strings
 from spearhead.labels import KnownLabels
 from spearhead.partition import LabelOutcome, Outcome
 from spearhead.schema import IDENTITY, features_schema
