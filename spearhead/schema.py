@@ -111,6 +111,7 @@ KNOWN_LABELS: Final = pa.schema(
 """training-queue/labels: labels that changed what is known of a transaction; a later file overrules an earlier one."""
 
 CODED = pa.dictionary(pa.int8(), pa.string())
+CODED_TIME = pa.dictionary(pa.int8(), TIME)
 RESULTS: Final = pa.schema(
     [
         pa.field("trans_num", pa.string(), nullable=False),
@@ -126,7 +127,7 @@ RESULTS: Final = pa.schema(
         pa.field("is_fraud", pa.bool_(), nullable=True),
         pa.field("model_version", CODED, nullable=False),  # "v000001"
         pa.field("ingested_at", TIME, nullable=False),
-        pa.field("scored_at", TIME, nullable=False),
+        pa.field("scored_at", CODED_TIME, nullable=False),  # one time a segment
         pa.field("scenario", pa.int8(), nullable=False),
     ]
 )

@@ -30,7 +30,7 @@ from spearhead.aggregate import (
     latency_bucket,
 )
 from spearhead.reasons import Reason
-from spearhead.schema import CATEGORIES, CODED, DECISIONS, MAX_AMOUNT_CENTS, RESULTS, STATES
+from spearhead.schema import CATEGORIES, CODED, DECISIONS, MAX_AMOUNT_CENTS, RESULTS, STATES, TIME
 
 MINUTE_US: Final = 60_000_000
 LONGEST_LATENCY_US: Final = 10 * 366 * 86_400 * MICRO  # longer ones share the last bucket
@@ -133,7 +133,7 @@ def explain(scored: Scored, aggregate: Aggregate, reasons: Mapping[int, list[Rea
 
 def results(scored: Scored) -> pa.RecordBatch:
     """The segment as schema.RESULTS; columns that don't change keep the memory of the batch."""
-    batch, rows = scored.batch, len(scored.scores)
+    batch, same = scored.batch, pa.array(np.zeros(len(scored.scores), np.int8))
     columns = {
         "card_token": batch.column("card"),
         "amt": pa.array(_numbers(batch, "amt_cents") / 100.0),
@@ -142,8 +142,8 @@ def results(scored: Scored) -> pa.RecordBatch:
         "risk_score": pa.array(scored.scores),
         "decision": _coded(pa.array(scored.decisions), _DECISION),
         "is_fraud": _is_fraud(_numbers(batch, "label")),
-        "model_version": _coded(pa.array(np.zeros(rows, np.int8)), pa.array([scored.model])),
-        "scored_at": pa.array(np.full(rows, scored.scored_at, np.int64)).view(RESULTS.field("scored_at").type),
+        "model_version": _coded(same, pa.array([scored.model])),
+        "scored_at": pa.DictionaryArray.from_arrays(same, pa.array([scored.scored_at], TIME), safe=False),
     }
     arrays = [columns[name] if name in columns else batch.column(name) for name in RESULTS.names]
     return pa.RecordBatch.from_arrays(arrays, schema=RESULTS)

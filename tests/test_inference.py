@@ -27,7 +27,7 @@ from spearhead.heartbeat import Heartbeat, Roster
 from spearhead.ledger import read_ledger
 from spearhead.model import ModelError, ModelStore
 from spearhead.reasons import strongest
-from spearhead.schema import CATEGORIES, RESULTS, STATES, features_schema
+from spearhead.schema import CATEGORIES, RESULTS, STATES, TIME, features_schema
 from spearhead.segment import SegmentInfo, SegmentName, read_segment, write_segment
 from spearhead.settings import Settings
 from spearhead.volume import Volume
@@ -177,7 +177,8 @@ def test_scores_are_those_of_the_model_and_the_schema_is_the_contract(volume, st
     assert made.column("trans_num").to_pylist() == batch.column("trans_num").to_pylist()
     aggregate = msgspec.json.decode((volume.pending / f"{name}.json").read_bytes(), type=Aggregate)
     assert aggregate.count == 40
-    late = made.column("scored_at").cast(pa.int64()).to_numpy() - made.column("ingested_at").cast(pa.int64()).to_numpy()
+    scored_at, ingested_at = (made.column(name).cast(TIME).cast(pa.int64()) for name in ("scored_at", "ingested_at"))
+    late = scored_at.to_numpy() - ingested_at.to_numpy()
     assert aggregate.latency_us == late.sum() > 0
 
 

@@ -186,6 +186,8 @@ def test_results_have_the_schema_and_survive_the_file(tmp_path):
     assert table["is_fraud"].to_list() == [{-1: None, 0: False, 1: True}[v] for v in batch.column("label").to_pylist()]
     assert table["model_version"].cast(str).unique().to_list() == ["v000001"]
     assert table["risk_score"].to_list() == scores.tolist()
+    assert table["scored_at"].dtype == pl.Datetime("us", "UTC")
+    assert table["scored_at"].dt.timestamp("us").to_list() == [SCORED_AT] * 200
     for name, source in {"card_token": "card"}.items():
         assert read.column(name).equals(batch.column(source))
     for name in ("trans_num", "event_time", "last4", "merchant", "ingested_at", "scenario"):

@@ -22,7 +22,7 @@ from services.api.snapshot import iso_us
 from spearhead import evidence, label_files
 from spearhead.evidence import Entry
 from spearhead.reasons import shown
-from spearhead.schema import RESULTS
+from spearhead.schema import RESULTS, TIME
 from spearhead.segment import SUFFIX, SegmentError, SegmentName, read_segment_notes
 from spearhead.volume import Volume
 
@@ -179,7 +179,7 @@ def _matching(batch: pa.RecordBatch, wanted: Filter) -> NDArray[np.int64]:
         if value is not None:
             mask = pc.and_(mask, pc.equal(batch.column(name).cast(pa.string()), value))
     if wanted.since is not None:
-        mask = pc.and_(mask, pc.greater_equal(batch.column("scored_at").view(pa.int64()), wanted.since))
+        mask = pc.and_(mask, pc.greater_equal(batch.column("scored_at").cast(TIME).view(pa.int64()), wanted.since))
     rows: NDArray[np.int64] = np.flatnonzero(mask.to_numpy(zero_copy_only=False))
     return rows
 
@@ -189,10 +189,12 @@ def _decision(kept: _Kept, row: int, explainer: Explainer) -> dict[str, Any]:
     batch = kept.batch
 
     def value(name: str) -> Any:
-        column = batch.column(name)
+        column = batch.column(name).slice(row, 1)
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
         if pa.types.is_timestamp(column.type):
-            return iso_us(column.view(pa.int64())[row].as_py())
-        return column[row].as_py()
+            return iso_us(column.view(pa.int64())[0].as_py())
+        return column[0].as_py()
 
     assert batch.schema.names == RESULTS.names
     return {
