@@ -51,14 +51,14 @@ from spearhead.schema import CATEGORIES, RAW
 START_US: Final = 1_704_067_200_000_000  # 2024-01-01T00:00Z, a Monday
 PER_CARD_AND_DAY: Final = 3.0
 BLOCK_ROWS: Final = 65_536
-ID_BYTES: Final = 16
+ID_BYTES: Final = 11
 _AHEAD: Final = 32
 
 _SLOT, _BLOCK, _ID, _COUNT = 31, 32, 33, 34  # purposes of keys
 _BIG_TICKET: Final = 0.004  # share of purchases that are far larger than usual
 _ONLINE: Final = np.array([CATEGORIES.index(n) for n in ("shopping_net", "misc_net", "grocery_net", "shopping_net")])
-_DIGITS: Final = np.frombuffer(b"0123456789abcdef", np.uint8)
-_LETTERS: Final = np.frombuffer(b"abcdefghijklmnop", np.uint8)  # the middle one: no run of digits is longer than 8
+_SYMBOLS: Final = np.frombuffer(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_-", np.uint8)
+_LETTERS: Final = np.frombuffer(b"abcdefghijklmnop", np.uint8)  # the first one: an id is no option, number or file
 
 
 class Columns(NamedTuple):
@@ -116,10 +116,11 @@ class Block(NamedTuple):
 
 @njit(inline="always")
 def _write_id(out, at, bits):
-    """Sixteen characters from 64 bits: different bits, different text."""
-    for i in range(ID_BYTES):
-        nibble = int(bits >> np.uint64(60 - 4 * i)) & 15
-        out[at * ID_BYTES + i] = _LETTERS[nibble] if i == 8 else _DIGITS[nibble]
+    """Eleven characters from 64 bits, four in the first and six in each other: different bits, different text."""
+    start = at * ID_BYTES
+    out[start] = _LETTERS[int(bits >> np.uint64(60))]
+    for i in range(1, ID_BYTES):
+        out[start + i] = _SYMBOLS[int(bits >> np.uint64(60 - 6 * i)) & 63]
 
 
 @njit(inline="always")
