@@ -176,6 +176,8 @@ class _Step(msgspec.Struct):
     commit: Commit
     outputs: list[_Output | _LabelOutput]
     rows: int  # or labels
+    written: int = 0  # of the outputs
+    unsynced: list[Path] = []  # what was written and is not durable yet
     staged: bool = False
     linked: bool = False
     garbage: list[Path] = []
@@ -389,6 +391,7 @@ class PartitionLog:
             self._add_labels(step, name, info, before, outcome)
         else:
             self._add(step, name, info, before, outcome)
+        self._write_ahead(step)
         return True
 
     def _apply(self, name: SegmentName, batch: pa.RecordBatch) -> Outcome | LabelOutcome | None:
@@ -573,40 +576,68 @@ class PartitionLog:
         for path in step.garbage:
             self._files.remove(path)
 
+    def _write_ahead(self, step: _Step) -> None:
+        """Write outputs as they come, so that the disk is at work while the next segment is computed."""
+        try:
+            self._write(step)
+        except OSError:  # a full disk: _stage writes them again, and says so if it still is
+            step.written = 0
+
     def _stage(self, step: _Step) -> None:
         """Write every output and the commit into private folders, durably. Done again it writes them anew."""
-        folders = [self._private(self._volume.raw), self._private(self._volume.features)]
-        if step.commit.training or step.commit.known:
-            folders.append(self._private(self._volume.training))
-        for folder in folders:
-            self._files.make_folder(folder)
-        for output in step.outputs:
-            if isinstance(output, _LabelOutput):
-                self._stage_labels(output)
-            else:
-                self._stage_output(output)
+        try:
+            self._write(step)
+            for path in step.unsynced:
+                self._files.sync_file(path)
+        except BaseException:
+            step.written = 0  # what an fsync refused may be lost, also if a second one says nothing
+            raise
         staged = self._staged_commit(step.commit)
         self._files.remove(staged)
         self._files.create(staged, msgspec.json.encode(step.commit))
+        folders = self._folders(step)
         self._files.sync_folders([*folders, *(folder.parent for folder in folders)])
 
-    def _stage_output(self, output: _Output) -> None:
+    def _folders(self, step: _Step) -> list[Path]:
+        """The private folders that a step needs."""
+        topics = [self._volume.raw, self._volume.features]
+        if step.commit.training or step.commit.known:
+            topics.append(self._volume.training)
+        return [self._private(topic) for topic in topics]
+
+    def _write(self, step: _Step) -> None:
+        """Write the outputs that are not written yet."""
+        for folder in self._folders(step):
+            self._files.make_folder(folder)
+        if step.written == 0:
+            step.unsynced = []
+        for output in step.outputs[step.written :]:
+            written = self._write_labels(output) if isinstance(output, _LabelOutput) else self._write_output(output)
+            step.unsynced += written
+            step.written += 1
+
+    def _write_output(self, output: _Output) -> list[Path]:
+        """Write what came of a segment; the files that are still to be fsynced."""
         info, file = output.info, f"{output.info.name}.arrow"
         folder = self._private(self._volume.features)
         if info.shared:
             self._files.link(self._ready / file, folder / f"{info.name}{STAGED_SUFFIX}", sync=False)
         own = [column for column in output.features.schema.names if column not in info.shared]
-        write_segment(self._files, folder / file, output.features.select(own), info)
+        unsynced = [folder / file]
+        write_segment(self._files, folder / file, output.features.select(own), info, sync=False)
         if output.training is not None:
             rows = output.training.num_rows
             sample = msgspec.structs.replace(info, rows=rows, rows_before=output.sampled_before, shared=())
-            write_segment(self._files, self._private(self._volume.training) / file, output.training, sample)
+            unsynced.append(self._private(self._volume.training) / file)
+            write_segment(self._files, unsynced[-1], output.training, sample, sync=False)
         if output.rejects:
             path = self._private(self._volume.raw) / f"{info.name}{PREP_SUFFIX}"
             self._files.remove(path)
             self._files.create(path, encode_rejects(output.rejects))
+        return unsynced
 
-    def _stage_labels(self, output: _LabelOutput) -> None:
+    def _write_labels(self, output: _LabelOutput) -> list[Path]:
+        """Write what came of a segment of labels, durably."""
         info, (aggregate, known) = output
         path = self._private(self._volume.raw) / f"{info.name}{LABEL_SUFFIX}"
         self._files.remove(path)
@@ -614,6 +645,7 @@ class PartitionLog:
         if known.num_rows:
             told = SegmentInfo(name=info.name, rows=known.num_rows, rows_before=0)
             write_segment(self._files, self._private(self._volume.training) / f"{info.name}.arrow", known, told)
+        return []
 
     def _link(self, step: _Step) -> None:
         target = self._commits / _commit_file(self._epoch, step.commit.step)

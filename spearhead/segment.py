@@ -84,10 +84,13 @@ class SegmentError(ValueError):
     """A file that is not a whole segment; the message says why."""
 
 
-def write_segment(files: Files, path: Path, batch: pa.RecordBatch, info: SegmentInfo, notes: bytes = b"") -> int:
+def write_segment(
+    files: Files, path: Path, batch: pa.RecordBatch, info: SegmentInfo, notes: bytes = b"", sync: bool = True
+) -> int:
     """Write a segment to a private place (it is torn if killed) and fsync it. Returns its bytes.
 
-    ``notes``, UTF-8, are kept with the batch: unlike ``info`` once, and read only with it.
+    ``notes``, UTF-8, are kept with the batch: unlike ``info`` once, and read only with it. Without ``sync`` the caller
+    has it fsynced (``Files.sync_file``) when there was time for the disk to begin.
     """
     schema = batch.schema.with_metadata({_KEY: msgspec.json.encode(info)})
     files.step("open", path)
@@ -95,7 +98,10 @@ def write_segment(files: Files, path: Path, batch: pa.RecordBatch, info: Segment
         files.step("write", path)
         with pa.ipc.new_file(sink, schema) as writer:
             writer.write_batch(batch.replace_schema_metadata(schema.metadata), {_KEY: notes} if notes else None)
-    files.sync_file(path)
+    if sync:
+        files.sync_file(path)
+    else:
+        files.begin_sync(path)
     return path.stat().st_size
 
 

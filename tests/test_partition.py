@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 import pytest
 from faulting import Crash, FaultingFiles, Turns
 from hypothesis import given, settings
@@ -35,7 +36,15 @@ from spearhead.checkpoint import (
     write_checkpoint,
 )
 from spearhead.files import Files
-from spearhead.partition import CHECKPOINT_SHARE, Limits, LogDamagedError, LostError, PartitionLog, newest_commit
+from spearhead.partition import (
+    CHECKPOINT_SHARE,
+    Limits,
+    LogDamagedError,
+    LostError,
+    Outcome,
+    PartitionLog,
+    newest_commit,
+)
 from spearhead.producer import Producer
 from spearhead.segment import read_info, read_segment
 from spearhead.volume import Volume
@@ -270,6 +279,60 @@ def test_several_segments_make_one_step_under_backlog(tmp_path: Path) -> None:
     publish(volume, [4] * 9)
     log = open_log(volume, limits=Limits(4, 6))
     assert [log.step() for _ in range(3)] == [4, 8, 8]
+
+
+def test_the_disk_is_at_work_while_the_next_segment_is_computed_and_all_is_durable_before_the_commit(
+    tmp_path: Path,
+) -> None:
+    class Watching(Chain):
+        def apply(self, batch: pa.RecordBatch) -> Outcome:
+            staged = sorted(waiting_files(volume, "features-ready/staged"))
+            seen.append([path.removesuffix(".arrow")[-1] for path in staged if path.endswith(".arrow")])
+            return super().apply(batch)
+
+    files = FaultingFiles()
+    seen: list[list[str]] = []
+    volume = volume_at(tmp_path, files)
+    publish(volume, [4] * 4)
+    log = open_log(volume, work=Watching())
+    log.step()
+    del seen[:], files.log[:]
+    assert log.step() == 12
+    assert seen == [[], ["2"], ["2", "3"]]
+    linked = next(at for at, (call, path) in enumerate(files.log) if call == "link" and path.suffix == ".json")
+    for number in (2, 3, 4):
+        for topic in ("features-ready", "training-queue"):
+            calls = [
+                call for call, path in files.log[:linked] if path.name == raw_name(number).file and topic in path.parts
+            ]
+            assert calls == ["open", "write", "fsync"]
+
+
+def test_what_an_fsync_refused_is_written_again(tmp_path: Path) -> None:
+    class Refusing(FaultingFiles):
+        refuses = False
+
+        def step(self, call: str, path: Path) -> None:
+            super().step(call, path)
+            if self.refuses and call == "fsync" and path.name == raw_name(3).file:
+                raise OSError(errno.EIO, "Input/output error")
+
+    files = Refusing()
+    volume = volume_at(tmp_path, files)
+    publish(volume, [4] * 4)
+    log = open_log(volume)
+    log.step()
+    files.refuses = True
+    with pytest.raises(OSError, match="Input/output"):
+        log.step()
+    del files.log[:]
+    files.refuses = False
+    assert log.step() == 12
+    for number in (2, 3, 4):
+        calls = [
+            call for call, path in files.log if path.name == raw_name(number).file and "features-ready" in path.parts
+        ]
+        assert calls[:3] == ["open", "write", "fsync"]
 
 
 def test_infos_passed_on_count_what_was_passed_on(tmp_path: Path) -> None:
