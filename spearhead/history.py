@@ -7,7 +7,7 @@ arguments of the constructor. ``arrays`` and ``restore`` carry it through a chec
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -131,6 +131,19 @@ class Records:
         return records
 
 
+class Labels(NamedTuple):
+    """Labels of rows that a history has seen, in the order in which they were given; all (n,)."""
+
+    merchant: NDArray[np.uint64]  # hash of the name, of ``merchant_hashes``
+    event_time: NDArray[np.int64]  # of the row, us since 1970
+    is_fraud: NDArray[np.int8]  # 1 or 0
+    before: NDArray[np.int8]  # the label known before: 1, 0, or -1
+
+    def take(self, rows: NDArray[Any] | slice) -> Labels:
+        """The labels of a mask, an order or a slice."""
+        return Labels(self.merchant[rows], self.event_time[rows], self.is_fraud[rows], self.before[rows])
+
+
 class History:
     """Features of transactions from those before them.
 
@@ -170,6 +183,13 @@ class History:
             self._counters[kernel.ROWS] += row - begin
             self._make_room(status)
         return out
+
+    def label(self, labels: Labels) -> int:
+        """Take labels that came on their own into their merchants' risk; how many still had a place there.
+
+        They count from here on as if their rows had carried them: for rows at least ``label_delay_us`` younger.
+        """
+        return kernel.label_merchants(self._merchants.store, *labels, self.label_delay_us)
 
     def _make_room(self, status: int) -> None:
         if status == kernel.CARDS_FULL:
@@ -257,6 +277,17 @@ class History:
         return history
 
 
+def merchant_hashes(merchants: pa.DictionaryArray) -> NDArray[np.uint64]:
+    """By which the merchants of a column (schema.MERCHANT, no nulls) are remembered, uint64 (n,)."""
+    names = merchants.dictionary
+    _, offsets, text = names.buffers()
+    hashes = np.zeros(len(names), np.uint64)
+    starts = _over(offsets, np.int32)[names.offset : names.offset + len(names) + 1]
+    kernel.hash_names(starts, _over(text, np.uint8), hashes)
+    found: NDArray[np.uint64] = hashes[np.asarray(merchants.indices)]
+    return found
+
+
 def columns(batch: pa.RecordBatch) -> kernel.Rows:
     """The columns that features read, over the batch's own memory (a slice's too). Nulls must not occur."""
     merchant = batch.column("merchant")
@@ -316,5 +347,7 @@ def warm() -> None:
     history = History(card_max=1)
     empty = pa.RecordBatch.from_arrays([pa.array([], field.type) for field in RAW], schema=RAW)
     history.transform(empty)
+    nothing = np.empty(0, np.int64)
+    history.label(Labels(merchant_hashes(empty.column("merchant")), nothing, *2 * [nothing.astype(np.int8)]))
     History.restore(history.arrays())
     kernel.remove_records(history._cards.store, history._cards.recent, np.zeros(0, np.bool_))

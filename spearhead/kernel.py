@@ -265,16 +265,27 @@ def mix(x: np.uint64) -> np.uint64:
 
 
 @_inlined
+def _hash_name(offsets: NDArray[np.int32], text: NDArray[np.uint8], code: int) -> np.uint64:
+    h = np.uint64(0xCBF29CE484222325)
+    for i in range(offsets[code], offsets[code + 1]):
+        h = (h ^ np.uint64(text[i])) * np.uint64(0x100000001B3)
+    h = mix(h)
+    return h if h != np.uint64(0) else np.uint64(1)
+
+
+@_compiled
+def hash_names(offsets: NDArray[np.int32], text: NDArray[np.uint8], out: NDArray[np.uint64]) -> None:
+    """The hashes of all names, as ``name_key`` gives them one by one."""
+    for code in range(len(out)):
+        out[code] = _hash_name(offsets, text, code)
+
+
+@_inlined
 def name_key(rows: Rows, code: int) -> np.uint64:
     """64-bit hash of a merchant's name, never 0 (FNV-1a, mixed); computed once per batch and name."""
     h = rows.name_hash[code]
     if h == np.uint64(0):
-        h = np.uint64(0xCBF29CE484222325)
-        for i in range(rows.name_offsets[code], rows.name_offsets[code + 1]):
-            h = (h ^ np.uint64(rows.name_bytes[i])) * np.uint64(0x100000001B3)
-        h = mix(h)
-        if h == np.uint64(0):
-            h = np.uint64(1)
+        h = _hash_name(rows.name_offsets, rows.name_bytes, code)
         rows.name_hash[code] = h
     return h
 
@@ -717,6 +728,97 @@ def _card_row(
     out[F_CARD + 17] = 0.0 if ints[at + SEEN_CATEGORIES] & category else 1.0
     ints[at + SEEN_CATEGORIES] |= category
     ints[at + SEEN_ROWS] = min(ints[at + SEEN_ROWS], 0x7FFFFFFE) + 1
+
+
+# --- labels that come on their own ----------------------------------------------------------------------------------
+
+
+@_inlined
+def _bucket_from(merchants: Store, record: int, bucket: int) -> int:
+    """The oldest of a merchant's entries that is not of a bucket before ``bucket``; their number if there is none."""
+    at = _u(record) * _RECORD_INTS
+    for index in range(merchants.ints[at + LENGTH]):
+        if merchants.ring[_entry(merchants, at, index)] >> 40 >= bucket:
+            return index
+    return int(merchants.ints[at + LENGTH])
+
+
+@_inlined
+def _label_bucket(merchants: Store, record: int, index: int, labelled: int, frauds: int) -> bool:
+    """Change an entry's labels, and the windows that hold it; False if it can't have had what is taken back."""
+    at = _u(record) * _RECORD_INTS
+    ints, ring = merchants.ints, merchants.ring
+    place = _entry(merchants, at, index)
+    had, bad = ring[place] & _LOW20, ring[place + _ONE] & _LOW20
+    if had + labelled > _LOW20 or bad + frauds < 0 or bad + frauds > had + labelled:
+        return False
+    ring[place] += labelled
+    ring[place + _ONE] += frauds
+    if index < ints[at + MATURE]:
+        ints[at + LABELLED_30D] += labelled
+        ints[at + FRAUDS_30D] += frauds
+        if index >= ints[at + RISK_FROM_7D]:
+            ints[at + LABELLED_7D] += labelled
+            ints[at + FRAUDS_7D] += frauds
+        if index >= ints[at + RISK_FROM_1D]:
+            ints[at + LABELLED_1D] += labelled
+            ints[at + FRAUDS_1D] += frauds
+    return True
+
+
+@_inlined
+def _newest_label(merchants: Store, record: int, bucket: int, is_fraud: int) -> None:
+    """What a label of a bucket that has matured already says: it is the merchant's latest."""
+    base, at = _u(record) * _RECORD_WORDS, _u(record) * _RECORD_INTS
+    recent = merchants.floats[base + M_RECENT_RISK]
+    merchants.floats[base + M_RECENT_RISK] = recent * _RECENT_KEEP + (1.0 - _RECENT_KEEP) * is_fraud
+    if is_fraud == 0:
+        merchants.ints[at + M_RUN_FROM] = 0
+        return
+    merchants.ints[at + M_LAST_FRAUD] = max(merchants.ints[at + M_LAST_FRAUD], bucket)
+    if merchants.ints[at + M_RUN_FROM] == 0:
+        merchants.ints[at + M_RUN_FROM] = bucket
+
+
+@_inlined
+def _label_merchant(merchants: Store, record: int, time: int, is_fraud: int, before: int, label_delay: int) -> bool:
+    at = _u(record) * _RECORD_INTS
+    bucket = time // BUCKET_US
+    mature = (merchants.words[_u(record) * _RECORD_WORDS + LAST] - label_delay) // BUCKET_US
+    index = int(merchants.ints[at + LENGTH])
+    if bucket >= mature - 30 * _BUCKETS_DAY:
+        index = _bucket_from(merchants, record, bucket)
+        if index < merchants.ints[at + LENGTH]:
+            labelled, frauds = 1 if before < 0 else 0, is_fraud - max(before, 0)
+            if not _label_bucket(merchants, record, index, labelled, frauds):
+                return False
+    if index < merchants.ints[at + MATURE] or (index == merchants.ints[at + LENGTH] and bucket < mature):
+        _newest_label(merchants, record, bucket, is_fraud)
+        return True
+    return index < merchants.ints[at + LENGTH]
+
+
+@_compiled
+def label_merchants(
+    merchants: Store,
+    names: NDArray[np.uint64],
+    time: Int64s,
+    is_fraud: NDArray[np.int8],
+    before: NDArray[np.int8],
+    label_delay: int,
+) -> int:
+    """Labels of rows that are in the state into their merchants' risk, in order; how many had a place there.
+
+    All (n,): the hash of the merchant's name, the row's event time in us, the label, and the one known before (or -1).
+    """
+    taken = 0
+    for i in range(len(names)):
+        record = _find(merchants, _signed(names[i]), mix(names[i]))
+        if record >= 0 and _label_merchant(
+            merchants, record, time[i], _signed(is_fraud[i]), _signed(before[i]), label_delay
+        ):
+            taken += 1
+    return taken
 
 
 # --- a merchant's history -------------------------------------------------------------------------------------------

@@ -43,6 +43,8 @@ class Merchant:
         self.newest = time
         self.rows: list[tuple[int, int, int]] = []  # bucket, cents, label
         self.labels: dict[int, list[int]] = {}  # by bucket
+        self.changes: list[tuple[int, int, int]] = []  # bucket, labelled, frauds: of labels that came on their own
+        self.latest: list[tuple[int, int, int]] = []  # those of them that came when their bucket had matured
         self.seen = 0
         self.mean = 0.0
 
@@ -142,11 +144,19 @@ class Reference:
         newest_mature = (merchant.newest - self.label_delay) // BUCKET
         horizon = (merchant.newest - self.label_delay) // BUCKET - 30 * 4
         merchant.rows = [past for past in merchant.rows if past[0] >= horizon]
+        merchant.changes = [change for change in merchant.changes if change[0] >= horizon]
         bucket, mature = time // BUCKET, (time - self.label_delay) // BUCKET
         recent = {days: [p[1] for p in merchant.rows if bucket - days * 4 < p[0] <= bucket] for days in (1, 7)}
         labels = {
             days: [p[2] for p in merchant.rows if mature - days * 4 <= p[0] < mature and p[2] >= 0]
             for days in (1, 7, 30)
+        }
+        counts = {
+            days: (
+                len(known) + sum(c[1] for c in merchant.changes if mature - days * 4 <= c[0] < mature),
+                sum(known) + sum(c[2] for c in merchant.changes if mature - days * 4 <= c[0] < mature),
+            )
+            for days, known in labels.items()
         }
         week = [*recent[7], row["amt_cents"]]
         features = {
@@ -154,10 +164,10 @@ class Reference:
             "merch_count_7d": len(week) * self.partitions,
             "merch_mean_7d": sum(week) / 100 / len(week),
             "merch_amt_ratio": amount / max(merchant.mean, 0.01) if merchant.seen else 1.0,
-            **{f"merch_risk_{days}d": (sum(known) + 0.005) / (len(known) + 1) for days, known in labels.items()},
-            "merch_frauds_7d": sum(labels[7]) * self.partitions,
-            "merch_labelled_30d": len(labels[30]) * self.partitions,
-            **latest_labels(merchant.labels, time // BUCKET, mature, late=mature != newest_mature),
+            **{f"merch_risk_{days}d": (bad + 0.005) / (known + 1) for days, (known, bad) in counts.items()},
+            "merch_frauds_7d": counts[7][1] * self.partitions,
+            "merch_labelled_30d": counts[30][0] * self.partitions,
+            **latest_labels(merchant, time // BUCKET, mature, late=mature != newest_mature),
         }
         # A late row joins the newest bucket, so that its label counts later rather than too early.
         merchant.rows.append((merchant.newest // BUCKET, row["amt_cents"], row["label"]))
@@ -167,22 +177,51 @@ class Reference:
         merchant.mean += (amount - merchant.mean) / min(merchant.seen, 256)
         return features
 
+    def label(self, name: str, event_time: int, is_fraud: int, before: int) -> bool:
+        """A label that came on its own, of a row seen before; whether the merchant's memory had a place for it."""
+        merchant = self.merchants.get(name)
+        if merchant is None:
+            return False
+        bucket = event_time // BUCKET
+        mature = (merchant.newest - self.label_delay) // BUCKET
+        # The row's own bucket; if it came late, the next that there is.
+        place = min((row[0] for row in merchant.rows if row[0] >= bucket >= mature - 30 * 4), default=None)
+        if place is not None:
+            entry = [row[2] for row in merchant.rows if row[0] == place]
+            known = sum(label >= 0 for label in entry) + sum(c[1] for c in merchant.changes if c[0] == place)
+            bad = sum(label > 0 for label in entry) + sum(c[2] for c in merchant.changes if c[0] == place)
+            change = (place, int(before < 0), is_fraud - max(before, 0))
+            if not 0 <= bad + change[2] <= known + change[1]:
+                return False
+            merchant.changes.append(change)
+            if place >= mature:  # it matures with its bucket
+                labels = merchant.labels.setdefault(place, [])
+                if before >= 0:
+                    labels.remove(before)
+                labels.append(is_fraud)
+                return True
+        elif bucket >= mature:
+            return False
+        merchant.latest.append((mature, bucket, is_fraud))
+        return True
 
-def latest_labels(labels: dict[int, list[int]], bucket: int, mature: int, *, late: bool) -> dict[str, float]:
+
+def latest_labels(merchant: Merchant, bucket: int, mature: int, *, late: bool) -> dict[str, float]:
     """What a merchant's matured labels say, the newest most; a late row is told nothing."""
-    buckets = [] if late else sorted(known for known in labels if known < mature)
-    frauds = [known for known in buckets if sum(labels[known])]
-    clean = [known for known in buckets if not sum(labels[known])]
-    run = [known for known in frauds if known > max(clean, default=-1)]
-    risk = 0.0
-    for known in buckets:
-        here = labels[known]
-        weight = 1 - 0.75 ** len(here)
-        risk += (sum(here) / len(here) - risk) * weight
+    by_bucket = [(known, 0, known, labels) for known, labels in merchant.labels.items() if known < mature]
+    alone = [(came - 1, 1, known, [label]) for came, known, label in merchant.latest]
+    run, last, risk = None, None, 0.0
+    for _, _, known, labels in [] if late else sorted(by_bucket + alone, key=lambda one: one[:2]):
+        weight = 1 - 0.75 ** len(labels)
+        risk += (sum(labels) / len(labels) - risk) * weight
+        if sum(labels):
+            run, last = known if run is None else run, max(known, last or 0)
+        else:
+            run = None
     return {
         "merch_recent_risk": risk,
-        "merch_fraud_run_days": (bucket - run[0]) / 4 if run else -1,
-        "merch_last_fraud_days": (bucket - frauds[-1]) / 4 if frauds else -1,
+        "merch_fraud_run_days": -1 if run is None else (bucket - run) / 4,
+        "merch_last_fraud_days": -1 if last is None else (bucket - last) / 4,
     }
 
 

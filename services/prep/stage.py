@@ -223,6 +223,9 @@ class Prep(Stage):
             "merchants": sum(history.merchants for history in histories),
             "evicted": sum(history.evicted_cards + history.evicted_merchants for history in histories),
             "truncated": sum(history.truncated for history in histories),
+            "risk_labels_used": sum(work.late.used for work in self._works.values()),
+            "risk_labels_lost": sum(work.late.lost for work in self._works.values()),
+            "risk_labels_waiting": sum(len(work.late) for work in self._works.values()),
             "train_share": min((work.share.share for work in self._works.values()), default=None),
             "input_error": next((log.last_error for log in self._logs.values() if log.last_error), None),
         }

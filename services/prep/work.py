@@ -6,13 +6,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from services.prep.late import WaitingLabels
 from services.prep.sample import Share, newest_event_time, sample
-from services.prep.validate import validate
+from services.prep.validate import validate, values
 from spearhead import codes
 from spearhead.checkpoint import Arrays
 from spearhead.errors import ConfigurationError
 from spearhead.features import WIDTH, History
 from spearhead.hashing import hash_strings
+from spearhead.history import Labels, merchant_hashes
 from spearhead.labels import KnownLabels
 from spearhead.partition import LabelOutcome, Outcome
 from spearhead.schema import IDENTITY, features_schema
@@ -31,6 +33,7 @@ class FeatureWork:
         self.sampling = False
         self.history = self._empty()
         self.labels = KnownLabels()
+        self.late = WaitingLabels()
 
     def _empty(self) -> History:
         settings = self._settings
@@ -43,6 +46,7 @@ class FeatureWork:
         asked = self._empty()
         self.history = asked if arrays is None else History.restore(dict(arrays))
         self.labels = KnownLabels() if arrays is None else KnownLabels.restore(arrays)
+        self.late = WaitingLabels() if arrays is None else WaitingLabels.restore(arrays)
         for setting in ("label_delay_us", "partitions", "card_max", "merchant_max"):
             kept, wanted = getattr(self.history, setting), getattr(asked, setting)
             if kept != wanted:
@@ -52,18 +56,27 @@ class FeatureWork:
                 )
 
     def arrays(self) -> Arrays:
-        return {**self.history.arrays(), **self.labels.arrays()}
+        return {**self.history.arrays(), **self.labels.arrays(), **self.late.arrays()}
 
     def apply(self, batch: pa.RecordBatch) -> Outcome:
         """Features of the good rows; the identity columns are passed on by reference."""
         good, rejects = validate(batch)
-        return Outcome(attach(good, self.history.transform(good)), rejects)
+        features = self.history.transform(good)
+        if good.num_rows:
+            self.late.advance(newest_event_time(good), self.history)
+        return Outcome(attach(good, features), rejects)
 
     def apply_labels(self, batch: pa.RecordBatch) -> LabelOutcome:
         """Labels are made by our own code: one that is missing makes the whole segment a damaged one."""
         if any(column.null_count for column in batch.columns):
             raise SegmentError("a label, or what it is about, is missing")
         change = self.labels.apply(batch, hash_strings(batch.column("trans_num")))
+        told = batch.take(pa.array(change.rows))
+        said = Labels(
+            merchant_hashes(told.column("merchant")), values(told.column("event_time")),
+            values(told.column("is_fraud")), change.before,
+        )  # fmt: skip
+        self.late.add(values(told.column("labelled_at")), said, self.history)
         return LabelOutcome(change.aggregate, change.known)
 
     def sample(self, features: pa.RecordBatch) -> pa.RecordBatch | None:
