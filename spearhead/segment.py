@@ -7,6 +7,7 @@ sort in order of production. The schema's metadata holds one JSON object under `
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,10 +46,13 @@ class SegmentName(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> SegmentName | None:
         """The name in a file name (with or without suffix), or None if it is not a segment's."""
-        match = _NAME.match(text.removesuffix(SUFFIX))
-        if match is None:
-            return None
-        return cls(int(match[1]), match[2], int(match[3]), int(match[4]))
+        return _parse(text)
+
+
+@lru_cache(maxsize=16_384)  # every stage lists the same folders again and again
+def _parse(text: str) -> SegmentName | None:
+    match = _NAME.match(text.removesuffix(SUFFIX))
+    return SegmentName(int(match[1]), match[2], int(match[3]), int(match[4])) if match else None
 
 
 class SegmentInfo(msgspec.Struct, frozen=True, kw_only=True):

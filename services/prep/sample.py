@@ -47,13 +47,14 @@ class Share:
 def sample(features: pa.RecordBatch, share: float, width: int) -> pa.RecordBatch | None:
     """The sampled rows of a features-ready batch, of ``training_schema(width)``; None if there are none."""
     trans = hash_strings(features.column("trans_num"))
+    schema = training_schema(width)
+    features = features.select([field.name for field in schema if field.name in features.schema.names])
     if share < 1.0:
-        chosen = np.flatnonzero(trans < share * 2.0**64)
+        chosen = np.flatnonzero(trans < np.uint64(share * 2.0**64))
         features, trans = features.take(pa.array(chosen)), trans[chosen]
     if not features.num_rows:
         return None
     made = {"trans": pa.array(trans), "weight": pa.array(np.full(features.num_rows, 1.0 / share, np.float32))}
-    schema = training_schema(width)
     columns = [made[field.name] if field.name in made else features.column(field.name) for field in schema]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
