@@ -51,7 +51,7 @@ def segments(cards: int, merchants: int, rows: int, seed: int = 1):
             "amt_cents": pa.array(np.exp(rng.normal(8, 1, n)).astype(np.int32)),
             "category": pa.array((merchant % 14).astype(np.uint8)),
             "state": pa.array(zeros.astype(np.uint8)),
-            "merchant": pa.DictionaryArray.from_arrays(pa.array(merchant.astype(np.int32)), names),
+            "merchant": pa.DictionaryArray.from_arrays(pa.array(merchant.astype(np.uint16)), names),
             "first": pa.DictionaryArray.from_arrays(pa.array(zeros.astype(np.int16)), text),
             "last_initial": pa.array(zeros.astype(np.uint8)),
             "label": pa.array((rng.random(n) < 0.005).astype(np.int8)),

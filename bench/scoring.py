@@ -46,7 +46,7 @@ def feature_batch(rows: int, seed: int = 1) -> pa.RecordBatch:
         "category": rng.integers(0, len(CATEGORIES), rows).astype(np.uint8),
         "state": rng.integers(0, len(STATES), rows).astype(np.uint8),
         "merchant": pa.DictionaryArray.from_arrays(
-            pa.array(rng.integers(0, 2_000, rows).astype(np.int32)),
+            pa.array(rng.integers(0, 2_000, rows).astype(np.uint16)),
             [f"Merchant number {i} and Sons" for i in range(2_000)],
         ),
         "first": pa.DictionaryArray.from_arrays(

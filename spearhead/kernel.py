@@ -127,7 +127,7 @@ class Rows(NamedTuple):
     merch_long: NDArray[np.float32]
     city_pop: NDArray[np.int32]
     dob: NDArray[np.int32]  # days since 1970
-    merchant: NDArray[np.int32]  # index into the names
+    merchant: NDArray[np.uint16]  # index into the names
     name_offsets: NDArray[np.int32]  # (names + 1,)
     name_bytes: NDArray[np.uint8]
     name_hash: NDArray[np.uint64]  # (names,) 0 until first needed

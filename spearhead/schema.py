@@ -30,7 +30,8 @@ LAST_TIME_US: Final = 158_731_488_000_000_000  # the year 7000; the clock of the
 UNKNOWN_LABEL: Final = -1
 
 TIME = pa.timestamp("us", tz="UTC")
-MERCHANT = pa.dictionary(pa.int32(), pa.string())
+MERCHANT = pa.dictionary(pa.uint16(), pa.string())
+MERCHANTS_MAX: Final = 65_536  # different ones in a segment
 FIRST_NAME = pa.dictionary(pa.int16(), pa.string())
 
 # Columns that every topic carries unchanged from the edge to the results.

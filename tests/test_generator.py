@@ -368,6 +368,9 @@ def test_settings_that_could_never_train_are_refused_with_the_arithmetic(volume:
     for part in ("1,000,000 cards x 3", "7 days", "21,020,000", "3,500,000", "165,714 cards"):
         assert part in str(refused.value)
     check(settings_of(), volume)
+    check(settings_of(merchants=1_000_000), volume)
+    with pytest.raises(ConfigurationError, match="MERCHANTS or SEGMENT_ROWS must be 65,536 at most"):
+        check(settings_of(merchants=65_537, segment_rows=65_537), volume)
     check(settings_of(cards=165_714), volume)
     check(settings_of(cards=1_000_000, label_delay_days=1), volume)
     check(settings_of(cards=1_000_000, rows=3_500_000), volume)

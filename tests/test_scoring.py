@@ -32,7 +32,7 @@ def feature_batch(rows: int, seed: int = 0, **columns: np.ndarray) -> pa.RecordB
         "category": rng.integers(0, len(CATEGORIES), rows).astype(np.uint8),
         "state": rng.integers(0, len(STATES), rows).astype(np.uint8),
         "merchant": pa.DictionaryArray.from_arrays(
-            pa.array(rng.integers(0, 2, rows).astype(np.int32)), ["Kirlin and Sons", "Torp, Muller and Borer"]
+            pa.array(rng.integers(0, 2, rows).astype(np.uint16)), ["Kirlin and Sons", "Torp, Muller and Borer"]
         ),
         "first": pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int16)), ["Jennifer"]),
         "last_initial": np.full(rows, ord("B"), np.uint8),

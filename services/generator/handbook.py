@@ -200,7 +200,7 @@ class Handbook:
             "ingested_at": np.zeros(count, np.int64),
             "card": self._tokens[customer],
             "amt_cents": rows["cents"],
-            "merchant": pa.DictionaryArray.from_arrays(code.astype(np.int32), self._names.take(pa.array(used))),
+            "merchant": pa.DictionaryArray.from_arrays(code.astype(np.uint16), self._names.take(pa.array(used))),
             "first": pa.DictionaryArray.from_arrays(np.zeros(count, np.int16), pa.array(["?"])),
             "label": rows["label"],
             "scenario": rows["scenario"],

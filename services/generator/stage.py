@@ -20,7 +20,7 @@ from spearhead.heartbeat import Roster
 from spearhead.lease import Lease
 from spearhead.producer import Position, Producer, SupersededError
 from spearhead.runner import iso_now
-from spearhead.schema import RAW, TIME
+from spearhead.schema import MERCHANTS_MAX, RAW, TIME
 from spearhead.settings import Settings, parse_rate
 from spearhead.stage import Stage
 from spearhead.volume import Volume
@@ -286,12 +286,21 @@ def open_source(settings: Settings, volume: Volume, slot: int, cursor: str) -> S
 
 
 def check(settings: Settings, volume: Volume) -> None:
-    """Raises ConfigurationError if no model could ever be trained: labels must mature before the queues are full."""
+    """Raises ConfigurationError if the settings can't work.
+
+    If no model could ever be trained: labels must mature before the queues are full. If a segment could hold more
+    merchants than it has codes for.
+    """
     if settings.source is not None:
         open_source(settings, volume, 0, "")
         return
     if settings.population == "handbook":  # 10,000 rows a day, and it ends: its labels mature in time
         return
+    if min(settings.merchants, settings.segment_rows) > MERCHANTS_MAX:
+        raise ConfigurationError(
+            f"a segment of {settings.segment_rows:,} rows may be at more than the {MERCHANTS_MAX:,} merchants that it "
+            f"has codes for: MERCHANTS or SEGMENT_ROWS must be {MERCHANTS_MAX:,} at most"
+        )
     room = settings.raw_transactions_critical + settings.features_ready_critical
     per_day = settings.cards * PER_CARD_AND_DAY
     need = per_day * settings.label_delay_days + settings.train_first_rows

@@ -369,7 +369,9 @@ class Traffic:
         given = {
             "trans_num": pa.StringArray.from_buffers(rows, pa.py_buffer(offsets), pa.py_buffer(out.trans_num)),
             "ingested_at": np.zeros(rows, np.int64),
-            "merchant": pa.DictionaryArray.from_arrays(out.merchant, self._merchants.take(pa.array(used))),
+            "merchant": pa.DictionaryArray.from_arrays(
+                out.merchant.astype(np.uint16), self._merchants.take(pa.array(used))
+            ),
             "first": pa.DictionaryArray.from_arrays(out.first, self._first_names),
         }
         return pa.RecordBatch.from_arrays(
