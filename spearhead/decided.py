@@ -25,11 +25,13 @@ class Decided:
 
     def of(self, results: pa.RecordBatch, producer: str) -> pa.RecordBatch:
         """Rows of schema.RESULTS, of a segment of ``producer``, as DECISION."""
-        ends = np.array([self._train_end(version) for version in results.column("model_version").to_pylist()], np.int64)
+        versions = results.column("model_version")
+        by_version = np.array([self._train_end(version) for version in versions.dictionary.to_pylist()], np.int64)
+        ends = by_version[np.asarray(versions.indices)]
         event_time = results.column("event_time").view(pa.int64()).to_numpy()
         columns: dict[str, Any] = {
             "card": results.column("card_token"),
-            "producer": pa.array([producer] * results.num_rows, pa.string()),
+            "producer": pa.repeat(producer, results.num_rows),
             "own_label": pc.fill_null(results.column("is_fraud").cast(pa.int8()), UNKNOWN_LABEL),
             "flagged": pc.equal(results.column("decision").cast(pa.string()), "flagged"),
             "in_sample": pa.array(event_time <= ends),
