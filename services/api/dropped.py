@@ -20,13 +20,13 @@ class Dropped:
 
     def __init__(self, files: Files, folder: Path, aside: str = "") -> None:
         self._files = files
-        self._folder = folder
+        self.folder = folder
         self._aside = folder / aside if aside else None
         self.seen: dict[str, str] = {}  # files and what they were like at the newest look
 
     def complete(self) -> list[str]:
         """One look: files that are as they were at the look before."""
-        now = {name: self.identity(name) for name in self._names(self._folder) if not name.endswith(UNFINISHED)}
+        now = {name: self.identity(name) for name in self._names(self.folder) if not name.endswith(UNFINISHED)}
         ready = [name for name, identity in now.items() if self.seen.get(name) == identity]
         self.seen = now
         return ready
@@ -34,7 +34,7 @@ class Dropped:
     def identity(self, name: str) -> str:
         """Inode, bytes and time of change (ns since 1970) with a dash between; "" if it is gone."""
         try:
-            status = (self._folder / name).stat()
+            status = (self.folder / name).stat()
         except FileNotFoundError:
             return ""
         return f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}"
@@ -47,4 +47,4 @@ class Dropped:
             if path.is_dir() and not path.is_symlink():
                 yield from self._names(path)
             elif path.is_file():
-                yield path.relative_to(self._folder).as_posix()
+                yield path.relative_to(self.folder).as_posix()

@@ -11,10 +11,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import itertools
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, AnyStr, Final, NamedTuple
+from typing import IO, Any, AnyStr, ClassVar, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -25,17 +24,13 @@ import structlog
 
 from services.api.dropped import LOOK_SECONDS, Dropped
 from services.api.ingest import finish, unfinished
+from services.api.taker import Taker
 from spearhead import edge
-from spearhead.heartbeat import Heartbeat, Roster, worker_name
-from spearhead.lease import Lease
-from spearhead.producer import Producer, SupersededError
 from spearhead.rejects import LONGEST_NAME, Reason, Reject, dead_name, move_aside
-from spearhead.runner import describe, iso_now
 from spearhead.schema import RAW
-from spearhead.segment import SegmentError
 from spearhead.settings import Settings
 from spearhead.tokens import Tokenizer
-from spearhead.volume import Volume, VolumeError
+from spearhead.volume import Volume
 
 PRODUCER: Final = "i00"
 BATCH: Final = 30_000  # records in a segment: the same after a kill, so that a cut-short flush is made again alike
@@ -57,8 +52,11 @@ class UnreadableError(ValueError):
     """Nothing in the file can be read as rows."""
 
 
-class Inbox:
-    """Takes files from the folder, from a thread of its own."""
+class Inbox(Taker):
+    """Takes files of rows."""
+
+    name: ClassVar[str] = "inbox"
+    slot: ClassVar[str] = PRODUCER
 
     def __init__(
         self,
@@ -68,37 +66,8 @@ class Inbox:
         held_back: Callable[[], bool],
         log: structlog.BoundLogger,
     ) -> None:
-        self._volume = volume
-        self._settings = settings
+        super().__init__(volume, settings, held_back, log, Dropped(volume.files, volume.raw_data / "inbox"))
         self._tokens = tokens
-        self._held_back = held_back
-        self._log = log
-        self._folder = volume.raw_data / "inbox"
-        self._worker = worker_name()
-        self._roster = Roster(volume, settings.lease_seconds)
-        self._lease = Lease(volume.files, volume.control / "slots" / PRODUCER, self._worker)
-        self._producer: Producer | None = None
-        self._epoch = 0
-        self._dropped = Dropped(volume.files, self._folder)
-        self._started_at = iso_now()
-        self._rows = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="inbox", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def close(self) -> None:
-        """End after the segment at hand; give the slot up."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
-        try:
-            self._lease.release()
-            self._roster.leave("ingest", self._worker)
-            self._roster.close()
-        except OSError as error:  # the volume is away: the lease runs out
-            self._log.warning("inbox not left", reason=describe(error))
 
     def look(self) -> None:
         """One look: finish requests that were cut short, take every file that is complete.
@@ -121,18 +90,6 @@ class Inbox:
                 return
             self._take(name)
 
-    def _run(self) -> None:
-        failed = ""
-        while not self._stop.wait(LOOK_SECONDS):
-            try:
-                self.look()
-                failed = ""
-            except (OSError, VolumeError, SegmentError, SupersededError, ValueError) as error:
-                self._producer = None  # the next look goes on from what is on disk
-                if describe(error) != failed:
-                    failed = describe(error)
-                    self._log.error("inbox waits", reason=failed)
-
     # One file
 
     def _take(self, name: str) -> None:
@@ -148,7 +105,7 @@ class Inbox:
                 return
         self._volume.files.remove(path)
         self._volume.files.sync_folders([path.parent])
-        self._log.info("inbox file taken", file=name, rows=self._rows)
+        self._log.info("inbox file taken", file=name, rows=self._taken)
 
     def _mark(self, identity: str) -> Mark:
         """How much of the file is published."""
@@ -166,14 +123,6 @@ class Inbox:
         assert self._producer is not None
         cursor = self._producer.position.cursor
         return msgspec.json.decode(cursor, type=Mark) if cursor else None
-
-    def _resume(self) -> None:
-        epoch = self._volume.epoch()
-        if self._producer is None or epoch != self._epoch:
-            self._epoch = epoch
-            producer = Producer(self._volume, PRODUCER, self._settings.partitions, self._worker)
-            producer.resume()
-            self._producer = producer
 
     def _publish_from(self, path: Path, identity: str, done: int) -> bool:
         """Publish the records after ``done``; whether that was all of them (else: stopped, or a reset)."""
@@ -207,21 +156,13 @@ class Inbox:
         watermark = max(self._producer.position.watermark, newest)
         cursor = msgspec.json.encode(mark).decode()
         self._producer.publish(batch, rejected=rejected, cursor=cursor, watermark=watermark)
-        self._rows += rows.height
+        self._taken += rows.height
 
     def _refuse(self, path: Path, identity: str, reason: str) -> None:
         """Its rows are counted by nobody: those before the fault are published, the others never will be."""
         files, name = self._volume.files, set_aside_name(self._epoch, path.name, identity)
         move_aside(files, path, self._volume.raw / "dead", Reason(reason=reason, rows=0), name)
         self._log.error("inbox file refused", file=path.name, set_aside=name, reason=reason)
-
-    def _beat(self) -> None:
-        self._roster.beat(
-            Heartbeat(
-                stage="ingest", worker=self._worker, epoch=self._epoch, state="running", rows=self._rows,
-                started_at=self._started_at, updated_at=iso_now(),
-            )
-        )  # fmt: skip
 
 
 def set_aside_name(epoch: int, name: str, identity: str) -> str:

@@ -10,11 +10,10 @@ label whose trans_num may be a card number does not wait, for that would leave i
 from __future__ import annotations
 
 import secrets
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 import msgspec
 import pyarrow as pa
@@ -22,21 +21,16 @@ import structlog
 
 from services.api import labels
 from services.api.decisions import Decisions
-from services.api.dropped import LOOK_SECONDS, Dropped
+from services.api.dropped import Dropped
 from services.api.inbox import LONGEST_TEXT, Layout, UnreadableError, records, set_aside_name
 from services.api.labels import Label
-from services.api.lookups import StoppedError
+from services.api.taker import Taker
 from spearhead.decided import DECISION
-from spearhead.heartbeat import Heartbeat, Roster, worker_name
-from spearhead.lease import Lease
 from spearhead.mask import mask, may_be_card
-from spearhead.producer import Producer, SupersededError
 from spearhead.rejects import Reason, Reject, move_aside
-from spearhead.runner import describe, iso_now
 from spearhead.schema import LABELS
-from spearhead.segment import SegmentError
 from spearhead.settings import Settings
-from spearhead.volume import Volume, VolumeError
+from spearhead.volume import Volume
 
 PRODUCER: Final = "l00"
 MAX_WAITING: Final = 1_000_000  # labels: at so many no more files are taken
@@ -97,8 +91,11 @@ def folder_of_waiting(volume: Volume) -> Path:
     return volume.raw_data / "labels" / "waiting"
 
 
-class Joiner:
-    """Takes files from the folder, from a thread of its own."""
+class Joiner(Taker):
+    """Takes files of labels."""
+
+    name: ClassVar[str] = "joiner"
+    slot: ClassVar[str] = PRODUCER
 
     def __init__(
         self,
@@ -108,40 +105,12 @@ class Joiner:
         log: structlog.BoundLogger,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._volume = volume
-        self._settings = settings
-        self._held_back = held_back
-        self._log = log
-        self._clock = clock
-        self._folder = volume.raw_data / "labels"
         self._waiting = folder_of_waiting(volume)
-        self._worker = worker_name()
-        self._roster = Roster(volume, settings.lease_seconds)
-        self._lease = Lease(volume.files, volume.control / "slots" / PRODUCER, self._worker)
+        dropped = Dropped(volume.files, volume.raw_data / "labels", aside=self._waiting.name)
+        super().__init__(volume, settings, held_back, log, dropped)
+        self._clock = clock
         self._decisions = Decisions(volume)
-        self._producer: Producer | None = None
-        self._epoch = 0
-        self._dropped = Dropped(volume.files, self._folder, aside=self._waiting.name)
         self._looked: dict[str, int] = {}  # waiting file -> server's time of the newest results it was looked up in, ns
-        self._taken = 0
-        self._started_at = iso_now()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="joiner", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def close(self) -> None:
-        """End after the flush at hand; give the slot up."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
-        try:
-            self._lease.release()
-            self._roster.leave("ingest", self._worker)
-            self._roster.close()
-        except OSError as error:  # the volume is away: the lease runs out
-            self._log.warning("joiner not left", reason=describe(error))
 
     def look(self) -> None:
         """One look: take every file that is complete, look waiting labels up again.
@@ -157,7 +126,8 @@ class Joiner:
             return
         for folder in (self._folder, self._waiting):
             self._volume.files.remove_temporaries(folder, self._roster.server_time() - ABANDONED_SECONDS)
-        self._resume()
+        if self._resume():
+            self._settle(self._newest_mark().waiting)
         if not self._settle_begun(ready):
             return
         for names in self._groups(ready):
@@ -165,20 +135,6 @@ class Joiner:
                 break
             self._take(names)
         self._retry(waiting(self._volume, self._epoch))
-
-    def _run(self) -> None:
-        failed = ""
-        while not self._stop.wait(LOOK_SECONDS):
-            try:
-                self.look()
-                failed = ""
-            except StoppedError:
-                return
-            except (OSError, VolumeError, SegmentError, SupersededError, ValueError) as error:
-                self._producer = None  # the next look goes on from what is on disk
-                if describe(error) != failed:
-                    failed = describe(error)
-                    self._log.error("labels wait", reason=failed)
 
     # Files
 
@@ -374,15 +330,6 @@ class Joiner:
 
     # The producer
 
-    def _resume(self) -> None:
-        epoch = self._volume.epoch()
-        if self._producer is None or epoch != self._epoch:
-            self._epoch = epoch
-            producer = Producer(self._volume, PRODUCER, self._settings.partitions, self._worker)
-            producer.resume()
-            self._producer = producer
-            self._settle(self._newest_mark().waiting)
-
     def _newest_mark(self) -> Mark:
         assert self._producer is not None
         cursor = self._producer.position.cursor
@@ -392,14 +339,6 @@ class Joiner:
         """How much of the file is published."""
         mark = self._newest_mark()
         return mark if mark.identity == identity or mark.covers(identity) else Mark(identity, 0, False)
-
-    def _beat(self) -> None:
-        self._roster.beat(
-            Heartbeat(
-                stage="ingest", worker=self._worker, epoch=self._epoch, state="running", rows=self._taken,
-                started_at=self._started_at, updated_at=iso_now(),
-            )
-        )  # fmt: skip
 
 
 def _batches(path: Path, done: int) -> Iterator[tuple[list[Sequence[str | None]], int, bool]]:
