@@ -8,6 +8,7 @@ known, one for no decision), and flagged transactions beyond the budget of reaso
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import tempfile
 import time
@@ -29,6 +30,7 @@ SETTINGS: Final = {
 }  # fmt: skip
 RATE: Final = 15_000  # rows a second
 PATIENCE_SECONDS: Final = 900.0
+SETTLED_VERSION: Final = 5  # half a minute, or some 15 event days, after each other
 MEASURED: Final = 36  # features whose drift is known, of 41 that settle: those of merchants may be unsteady
 ROWS: Final = 200  # sent over HTTP
 FRAUDS: Final = 5  # of them
@@ -81,6 +83,8 @@ def run(root: Path) -> dict[str, Any]:
     client = Client(f"http://127.0.0.1:{pipeline.port}")
     try:
         until(pipeline, client.ready, "the API is ready")
+        until(pipeline, lambda: len(versions(pipeline)) >= SETTLED_VERSION, "a model of settled history is made")
+        promote(pipeline)
         until(pipeline, lambda: settled(client.get("/api/model")), "drift is measured on every side")
         send_rows(pipeline, client)
         send_labels(pipeline, client)
@@ -98,6 +102,17 @@ def until(pipeline: Pipeline, condition: Callable[[], bool], what: str) -> None:
         if time.monotonic() > end:
             raise RuntimeError(f"not within {PATIENCE_SECONDS:.0f} s: {what}\n{pipeline.log.read_text()[-2000:]}")
         time.sleep(0.5)
+
+
+def versions(pipeline: Pipeline) -> list[str]:
+    """Of the models on the volume, oldest first."""
+    return sorted(path.parent.name for path in pipeline.volume.models.glob("v*/features.json"))
+
+
+def promote(pipeline: Pipeline) -> None:
+    """Put the newest model into service: one of unsettled history may be too good to be beaten."""
+    command = [sys.executable, "-m", "spearhead", "models", "promote", versions(pipeline)[-1]]
+    subprocess.run([*command, "--volume", str(pipeline.root)], check=True, capture_output=True)
 
 
 def settled(model: dict[str, Any]) -> bool:

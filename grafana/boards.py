@@ -341,7 +341,8 @@ MODEL: Final = (
         "from 0.25.", "none", "max(spearhead_drift_psi)", ((None, GOOD), (0.1, FAIR), (0.25, BAD)),
     ),
     stat_of(
-        "Frauds over expected", "Frauds found among matured labels, over the sum of their scores: 1 is calibrated.",
+        "Frauds over expected", "Frauds found among matured labels, over the sum of their scores: 1 is calibrated. "
+        "Few frauds move it by chance: the alert looks at the interval.",
         "none", "max(spearhead_drift_calibration_ratio)",
         ((None, BAD), (0.5, FAIR), (0.67, GOOD), (1.5, FAIR), (2.0, BAD)),
     ),
@@ -372,10 +373,12 @@ MODEL: Final = (
     ),
     lines(
         "Drift of scores and labels", "PSI of the risk score; the fraud rate of matured labels over that of training; "
-        "frauds found over the sum of scores.", "none",
+        "frauds found over the sum of scores, and between which ends chance leaves that.", "none",
         Query("max(spearhead_drift_score_psi)", "score PSI"),
         Query("max(spearhead_drift_label_ratio)", "fraud rate over training's"),
         Query("max(spearhead_drift_calibration_ratio)", "frauds over expected"),
+        Query("max(spearhead_drift_calibration_ratio_low)", "at least"),
+        Query("max(spearhead_drift_calibration_ratio_high)", "at most"),
     ),
     lines(
         "Feedback", "Labels a second that came by POST /api/labels or raw-data/labels/, and what became of them.",

@@ -23,10 +23,10 @@ ALARM: Final = 0.25
 BINS: Final = 10  # of a feature or of the score, at most
 WINDOW_DAYS: Final = 7
 LEAST_ROWS: Final = 1_000  # counted rows of either side below which a PSI is chance
-LEAST_FRAUDS: Final = 30  # expected frauds below which a ratio is chance
-RATIO_WARN: Final = 1.5  # a ratio beyond it, or below its inverse
-RATIO_ALARM: Final = 2.0
-DEVIATIONS: Final = 3.0  # standard deviations that a ratio must be from 1 besides
+LEAST_FRAUDS: Final = 30  # expected frauds, or of the reference, below which a ratio says nothing
+RATIO_WARN: Final = 1.25  # a ratio of which even the near end of its interval is beyond it, or below its inverse
+RATIO_ALARM: Final = 1.5
+DEVIATIONS: Final = 3.0  # standard deviations from a ratio to the ends of its interval
 NEVER: Final = math.inf
 CALENDAR: Final = frozenset({"hour", "weekday", "night", "weekend"})  # the same only over whole weeks
 
@@ -89,6 +89,7 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
     end: int
     rows: int
     frauds: int
+    test_frauds: int = 0  # of the test part, which says whether scores are probabilities; 0: not known
     base_rate: float
 
 
@@ -99,12 +100,14 @@ class FeatureDrift(NamedTuple):
 
 
 class RatioDrift(NamedTuple):
-    """What was found over what was expected; ``ratio`` and ``status`` are None below LEAST_FRAUDS expected frauds."""
+    """What was found over what was expected; from ``ratio`` on all is None below LEAST_FRAUDS expected frauds."""
 
     expected: float | None  # frauds
     observed: int
     rows: int
     ratio: float | None
+    low: float | None  # ends of the interval that chance leaves to the ratio
+    high: float | None
     status: Status | None
 
 
@@ -241,21 +244,38 @@ def _ratios(reference: Reference, labels: Mapping[str, LabelDay]) -> tuple[Ratio
     recent = days[-WINDOW_DAYS:]
     return (
         _ratio(rates, sum(day.rows for day in recent), reference.frauds),
-        _ratio(judged, sum(day.judged_rows for day in recent), math.inf),
+        _ratio(judged, sum(day.judged_rows for day in recent), reference.test_frauds),
     )
 
 
-def _ratio(days: Sequence[tuple[int, float]], rows: int, reference_frauds: float) -> RatioDrift:
+def _ratio(days: Sequence[tuple[int, float]], rows: int, reference_frauds: int) -> RatioDrift:
     """``days`` are observed and expected frauds, oldest first; ``reference_frauds`` is what ``expected`` rests on."""
     recent = days[-WINDOW_DAYS:]
     observed, expected = sum(day[0] for day in recent), sum(day[1] for day in recent)
     if expected < LEAST_FRAUDS or reference_frauds < LEAST_FRAUDS:
-        return RatioDrift(expected if rows else None, observed, rows, None, None)
-    ratio = observed / expected
-    deviation = math.sqrt(dispersion(days) * (1 / expected + 1 / reference_frauds))
-    distance = max(ratio, 1 / ratio) if observed else math.inf
-    level: Status = "alarm" if distance >= RATIO_ALARM else "warn" if distance >= RATIO_WARN else "ok"
-    return RatioDrift(expected, observed, rows, ratio, level if abs(ratio - 1) >= DEVIATIONS * deviation else "ok")
+        return RatioDrift(expected if rows else None, observed, rows, None, None, None, None)
+    low, high = interval(observed, expected, reference_frauds, dispersion(days))
+    near = max(low, 1 / high)
+    level: Status = "alarm" if near >= RATIO_ALARM else "warn" if near >= RATIO_WARN else "ok"
+    return RatioDrift(expected, observed, rows, observed / expected, low, high, level)
+
+
+def interval(observed: int, expected: float, reference_frauds: int, spread: float) -> tuple[float, float]:
+    """Ends of what ``observed`` over ``expected`` may be, DEVIATIONS from it, where chance is all that moves it.
+
+    Those of a Poisson count (Byar's approximation, good from 0 on) whose variance episodes multiply by ``spread``, and
+    further apart, on a logarithmic scale, by what chance leaves to the ``reference_frauds`` behind ``expected``.
+    """
+    count, middle = observed / spread, observed + 0.5
+    low = spread * _byar(count, -DEVIATIONS) if count > 0 else 0.0
+    high = spread * _byar(count + 1, DEVIATIONS)
+    known = DEVIATIONS * math.sqrt(spread / reference_frauds)
+    low = middle * math.exp(-math.hypot(math.log(middle / low), known)) if low > 0 else 0.0
+    return low / expected, middle * math.exp(math.hypot(math.log(high / middle), known)) / expected
+
+
+def _byar(count: float, deviations: float) -> float:
+    return float(count * max(0.0, 1 - 1 / (9 * count) + deviations / (3 * math.sqrt(count))) ** 3)
 
 
 def dispersion(days: Sequence[tuple[int, float]]) -> float:

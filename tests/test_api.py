@@ -18,8 +18,9 @@ from starlette.routing import Route
 
 from services.api import schemas
 from services.api.app import create_app
-from spearhead.aggregate import Aggregate
+from spearhead.aggregate import MICRO, Aggregate, DriftDay, LabelDay
 from spearhead.control import Control, read_control, write_control
+from spearhead.drift import Edges, Reference, interval, psi
 from spearhead.files import Files
 from spearhead.heartbeat import Heartbeat, Roster
 from spearhead.log import worker_logger
@@ -528,6 +529,59 @@ def test_signals_say_why_and_what_has_no_reasons_is_counted(api: Api, volume: Vo
     assert [one["reasons"] for one in shown.values()].count([]) == len(shown) - 1 > 0
     summary = {"computed": 1, "deferred": aggregate.flagged - 1}
     assert api.get("/api/model")["reasons_summary"] == summary | {"at_look_up": None}, "no server tells"
+
+
+def test_drift_is_told_in_full(api: Api, volume: Volume) -> None:
+    """Nine days counted, seven of them whole, one by another model; labels of nine, the last still maturing."""
+    edges = Edges(features=("home_km", "amt", "card_days"), ranks=((1,), (1,), ()), settled=(True, True, False))
+    reference = Reference(
+        edges=edges, shares=((0.5, 0.5), (0.5, 0.5), None), feature_rows=(9_000,) * 3, score_edges=(0.1,),
+        score_shares=(0.9, 0.1), score_rows=8_000, start=0, end=1, rows=9_500, frauds=900, test_frauds=200,
+        base_rate=0.01,
+    )  # fmt: skip
+    put_model(volume)
+    (volume.models / "v000001" / "drift.json").write_bytes(msgspec.json.encode(reference))
+    counted = DriftDay(400, 1, [190, 210, 80, 320, 400], {"v000001": [300, 90] + [0] * 8, "v000002": [0, 10] + [0] * 8})
+    other = DriftDay(400, 1, [400, 0, 400, 0, 400], {"v000001": [0, 400] + [0] * 8})  # of days that aren't whole
+    replaced = DriftDay(400, 1, [190, 210, 80, 320, 400], {"v000002": [0, 400] + [0] * 8})
+    part = Aggregate(
+        drift={
+            f"{edges.id}/{day}": {19_800: other, 19_804: replaced, 19_808: other}.get(day, counted)
+            for day in range(19_800, 19_809)
+        },
+        label_days={
+            str(day): LabelDay(10_000, 200 + 9_000 * (day == 19_808), 5_000, 50, 40 * MICRO)
+            for day in range(19_800, 19_809)
+        },
+    )
+    (volume.pending / "e0001-g01-p00-000000000001.json").write_bytes(msgspec.json.encode(part))
+    Scorer(volume).fold()
+    api.look()
+    answer = api.get("/api/model")
+    schemas.ModelDetails.model_validate(answer, strict=True)
+    scores = psi((0.9, 0.1), 8_000, [1_800, 540])
+    rate_low, rate_high = interval(1_400, 700, 900, 1.0)
+    low, high = interval(350, 280, 200, 1.0)
+    assert answer["drift"] == {
+        "status": "alarm", "warn": 0.1, "alarm": 0.25,
+        "reference": {"version": "v000001", "rows": 9_500},
+        "window": {"from": "2024-03-19T00:00:00.000Z", "to": "2024-03-26T00:00:00.000Z", "rows": 2_800},
+        "score_psi": scores,
+        "features": [
+            {"feature": "amt", "psi": psi((0.5, 0.5), 9_000, [560, 2_240]), "status": "alarm"},
+            {"feature": "home_km", "psi": psi((0.5, 0.5), 9_000, [1_330, 1_470]), "status": "ok"},
+            {"feature": "card_days", "psi": None, "status": None},
+        ],
+        "label_rate": {
+            "reference": 0.01, "recent": 0.02, "ratio": 2.0, "low": rate_low, "high": rate_high, "rows": 70_000,
+            "status": "alarm",
+        },
+        "calibration": {
+            "expected_frauds": 280.0, "observed_frauds": 350, "ratio": 1.25, "low": low, "high": high, "rows": 35_000,
+            "status": "ok",
+        },
+    }  # fmt: skip
+    assert api.get("/api/business/metrics")["ml_details"]["drift"] == {"status": "alarm", "score_psi": scores}
 
 
 def put_model(volume: Volume, version: str = "v000001", **metrics: Any) -> None:

@@ -86,7 +86,8 @@ def put_drift(volume: Volume, version: str) -> None:
     )
     reference = Reference(
         edges=edges, shares=((0.5, 0.5), (0.5, 0.5), None), feature_rows=(9_000,) * 3, score_edges=(0.1,),
-        score_shares=(0.9, 0.1), score_rows=9_000, start=0, end=1, rows=9_000, frauds=90, base_rate=0.01,
+        score_shares=(0.9, 0.1), score_rows=9_000, start=0, end=1, rows=9_000, frauds=90, test_frauds=60,
+        base_rate=0.01,
     )  # fmt: skip
     (volume.models / version / "drift.json").write_bytes(msgspec.json.encode(reference))
     counted = DriftDay(400, 1, [80, 320, 190, 210, 400], {version: [360, 40, 0, 0, 0, 0, 0, 0, 0, 0]})

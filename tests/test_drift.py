@@ -15,6 +15,7 @@ import pytest
 from drifting import Change, Pipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import chi2, norm
 
 from services.api.models import ModelReader
 from services.train.fit import Rows
@@ -82,7 +83,7 @@ def test_every_feature_has_its_history() -> None:
 
 
 @given(st.integers(0, 700))
-def test_every_place_of_a_segment_is_counted_in_one_of_32(rows: int) -> None:
+def test_every_place_of_a_segment_is_counted_in_one_of_so_many(rows: int) -> None:
     counted = np.concatenate([binning.counted_rows(rows, number) for number in range(17, 17 + binning.ONE_IN)])
     assert sorted(counted.tolist()) == list(range(rows))
 
@@ -91,7 +92,7 @@ RANKS = st.lists(st.integers(-0x7FFE, 0x7FFE), max_size=9, unique=True).map(lamb
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**32), st.lists(RANKS, min_size=1, max_size=5), st.integers(1, 30), st.integers(0, 400))
+@given(st.integers(0, 2**32), st.lists(RANKS, min_size=1, max_size=5), st.integers(1, 30), st.integers(0, 4_000))
 def test_counts_equal_a_slow_recount(seed: int, ranks: list[tuple[int, ...]], span: int, rows: int) -> None:
     rng = np.random.default_rng(seed)
     found = rng.integers(0, 65_535, (rows, len(ranks)), np.uint16, endpoint=True)
@@ -285,6 +286,28 @@ def test_the_calendar_is_compared_over_whole_weeks() -> None:
     assert short.shares[FEATURES.index("weekday")] is None
 
 
+def test_of_few_merchants_what_moves_slowly_or_within_the_window_is_not_compared() -> None:
+    rng = np.random.default_rng(0)
+    n = 20_000
+    steady, turning = rng.random(n), rng.random(n) + np.arange(n) / n
+
+    def compared(merchants: float, risk: np.ndarray) -> dict[str, bool]:
+        values = {"merch_count_7d": np.full(n, n / merchants), "amt": turning}
+        values |= dict.fromkeys(("merch_risk_7d", "merch_risk_30d", "merch_amt_ratio"), risk)
+        found = made(rows_of(values, 7, start=50))
+        return {name: shares is not None for name, shares in zip(FEATURES, found.shares, strict=True)}
+
+    found = compared(500, steady)
+    assert all(found[name] for name in ("amt", "merch_risk_7d", "merch_risk_30d", "merch_amt_ratio"))
+    found = compared(60, steady)
+    assert not found["merch_risk_7d"]
+    assert not found["merch_risk_30d"]
+    assert found["merch_amt_ratio"], "it would have shown within the window"
+    found = compared(500, turning)
+    assert not any(found[name] for name in ("merch_risk_7d", "merch_risk_30d", "merch_amt_ratio"))
+    assert found["amt"], "rows of one merchant move together, those of a card hardly"
+
+
 def test_a_reference_whose_parts_do_not_fit_is_refused() -> None:
     good = made(rows_of({"amt": np.arange(20_000.0)}, 7))
     assert msgspec.json.decode(msgspec.json.encode(good), type=Reference) == good
@@ -308,6 +331,9 @@ def test_a_day_counts_once_it_is_whole() -> None:
     assert whole_days("c", days) == []
 
 
+MANY = 10**9  # frauds of a reference: as good as known
+
+
 def episodes(rng: np.random.Generator, mean: float, size: int) -> int:
     """Frauds of a day: a Poisson number of episodes of ``size`` frauds each."""
     return int(rng.poisson(mean / size)) * size
@@ -321,17 +347,66 @@ def test_frauds_in_episodes_are_no_drift_and_twice_as_many_are(size: int) -> Non
         usual = [(episodes(rng, 100, size), 100.0) for _ in range(21)]
         spread.append(dispersion(usual))
         more = [(episodes(rng, 230, size), 100.0) for _ in range(7)]
-        steady += drift._ratio(usual, 1, math.inf).status == "ok"
-        raised += drift._ratio([*usual[:14], *more], 1, math.inf).status != "ok"
+        steady += drift._ratio(usual, 1, MANY).status == "ok"
+        raised += drift._ratio([*usual[:14], *more], 1, MANY).status != "ok"
     assert np.mean(spread) == pytest.approx(max(1, size), rel=0.25)
-    assert steady >= 197
-    assert raised >= 195
+    assert steady == 200
+    assert raised >= 180
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32), st.floats(0.4, 2.5), st.integers(30, 2_000), st.integers(30, 2_000))
+def test_the_interval_holds_the_ratio_and_narrows_with_frauds(seed: int, ratio: float, mean: int, before: int) -> None:
+    """Of counts that come by chance on both sides: by three standard deviations 997 of 1,000 times."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(300):
+        reference = max(1, int(rng.poisson(before)))
+        expected = mean * reference / before  # what the reference makes one expect
+        found.append(drift.interval(int(rng.poisson(mean * ratio)), expected, reference, 1.0))
+    low, high = np.array(found).T
+    assert np.mean((low <= ratio) & (ratio <= high)) >= 0.98
+    widths = [
+        math.log(high / low)
+        for low, high in (
+            drift.interval(n * mean, n * mean, n * before, spread) for n, spread in ((1, 1), (4, 1), (4, 4))
+        )
+    ]
+    assert widths[1] == pytest.approx(widths[0] / 2, rel=0.1)
+    assert widths[2] == pytest.approx(widths[0], rel=0.05)
+
+
+@pytest.mark.parametrize("observed", [0, 1, 10, 100, 1_000])
+def test_the_interval_of_a_count_is_nearly_the_exact_one(observed: int) -> None:
+    low = chi2.ppf(norm.cdf(-drift.DEVIATIONS), 2 * observed) / 2 if observed else 0.0
+    high = chi2.ppf(norm.cdf(drift.DEVIATIONS), 2 * observed + 2) / 2
+    assert drift.interval(observed, 1.0, MANY, 1.0) == pytest.approx((low, high), rel=0.02, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("a_day", "reference", "times", "status"),
+    [
+        (5, MANY, 2, "warn"), (500, MANY, 2, "alarm"), (5, MANY, 1.5, "ok"), (50, MANY, 1.5, "warn"),
+        (5, MANY, 0.4, "ok"), (50, MANY, 0.4, "alarm"), (500, MANY, 0.5, "alarm"), (500, 30, 2, "ok"),
+        (500, 300, 2, "alarm"), (500, MANY, 1.2, "ok"), (5, MANY, 0, "alarm"),
+    ],
+)  # fmt: skip
+def test_the_fewer_the_frauds_the_further_a_ratio_must_be(
+    a_day: int, reference: int, times: float, status: str
+) -> None:
+    found = drift._ratio([(round(a_day * times), float(a_day))] * 7, 700, reference)
+    assert found.status == status
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < max(found.ratio or 0, 0.5 / (7 * a_day)) < found.high
 
 
 def test_too_few_frauds_say_nothing() -> None:
-    found = drift._ratio([(9, 2.0)] * 7, 700, math.inf)
-    assert (found.ratio, found.status, found.observed, found.expected) == (None, None, 63, 14.0)
-    assert drift._ratio([], 0, math.inf).expected is None
+    for expected, before in ((2.0, MANY), (90.0, drift.LEAST_FRAUDS - 1), (90.0, 0)):
+        found = drift._ratio([(300, expected)] * 7, 700, before)
+        assert (found.ratio, found.low, found.high, found.status) == (None, None, None, None)
+        assert (found.observed, found.expected) == (2_100, 7 * expected)
+    assert drift._ratio([], 0, MANY).expected is None
 
 
 def test_nothing_counted_is_no_drift() -> None:

@@ -54,7 +54,8 @@ def reference() -> Reference:
     edges = Edges(features=("amt", "card_days"), ranks=((14_848, 16_000), ()), settled=(True, False))
     return Reference(
         edges=edges, shares=((0.5, 0.3, 0.2), None), feature_rows=(5_000, 5_000), score_edges=(0.01, 0.1),
-        score_shares=(0.8, 0.15, 0.05), score_rows=4_000, start=0, end=0, rows=5_000, frauds=50, base_rate=0.01,
+        score_shares=(0.8, 0.15, 0.05), score_rows=4_000, start=0, end=0, rows=5_000, frauds=50, test_frauds=40,
+        base_rate=0.01,
     )  # fmt: skip
 
 

@@ -195,8 +195,13 @@ def _drift(snapshot: Snapshot) -> Iterator[Metric]:
         sorted((feature.feature, feature.psi) for feature in found.features),
     )  # fmt: skip
     yield from _gauge("drift_score_psi", "The same of the risk score", found.score_psi)
-    yield from _gauge("drift_label_ratio", "Fraud rate of matured labels over training's", found.label_rate.ratio)
-    yield from _gauge("drift_calibration_ratio", "Matured frauds over the sum of their scores", found.calibration.ratio)
+    for name, text, ratio in (
+        ("drift_label_ratio", "Fraud rate of matured labels over training's", found.label_rate),
+        ("drift_calibration_ratio", "Matured frauds over the sum of their scores", found.calibration),
+    ):
+        yield from _gauge(name, text, ratio.ratio)
+        yield from _gauge(f"{name}_low", "Lower end of the interval that chance leaves to that ratio", ratio.low)
+        yield from _gauge(f"{name}_high", "Upper end of the interval that chance leaves to that ratio", ratio.high)
 
 
 def _dead(ledger: LedgerFile) -> Iterator[Metric]:

@@ -509,16 +509,28 @@ class LabelRateDrift(Shape):
     reference: float | None = Field(description="Share of fraud in the training window")
     recent: float | None = Field(description="Share of fraud among the labels of the newest matured week")
     ratio: float | None = Field(description="`recent` over `reference`; null with too few frauds")
+    low: float | None = Field(
+        description="Lower end of the interval that chance leaves to the ratio, at three deviations"
+    )
+    high: float | None = Field(description="Upper end of it")
     rows: int | None = Field(description="Matured labels of that week")
-    status: DriftStatus = Field(description="Warning beyond 1.5 or its inverse, alarm beyond 2, if it is no chance")
+    status: DriftStatus = Field(
+        description="Of the end that is nearer to 1: a warning beyond 1.25 or its inverse, an alarm beyond 1.5"
+    )
 
 
 class CalibrationDrift(Shape):
     expected_frauds: float | None = Field(description="Sum of the scores, over the newest matured week out of sample")
     observed_frauds: int | None = Field(description="Frauds among the same rows")
     ratio: float | None = Field(description="Observed over expected; null with too few frauds")
+    low: float | None = Field(
+        description="Lower end of the interval that chance leaves to the ratio, at three deviations"
+    )
+    high: float | None = Field(description="Upper end of it")
     rows: int | None = Field(description="Matured labels of that week that are out of sample")
-    status: DriftStatus = Field(description="Warning beyond 1.5 or its inverse, alarm beyond 2, if it is no chance")
+    status: DriftStatus = Field(
+        description="Of the end that is nearer to 1: a warning beyond 1.25 or its inverse, an alarm beyond 1.5"
+    )
 
 
 class DriftDetails(Shape):

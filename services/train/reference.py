@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from services.train.fit import Rows
 from spearhead import codes
 from spearhead.binning import place
-from spearhead.drift import BINS, CALENDAR, HISTORY_DAYS, LEAST_ROWS, NEVER, Edges, Reference, psi
+from spearhead.drift import BINS, CALENDAR, HISTORY_DAYS, LEAST_ROWS, NEVER, WARN, Edges, Reference, psi
 from spearhead.features import MERCHANT
 
 DAY_US: Final = 86_400_000_000
@@ -19,6 +20,9 @@ MOST_ROWS: Final = 200_000  # that shares are measured on
 LEAST_SHARE: Final = 0.002  # of a bin when it is drawn
 LEAST_DAYS: Final = 3  # of settled history
 UNSTEADY: Final = 0.03  # PSI within the window
+LABELLED_DAYS: Final = (
+    7.0  # a merchant's features that need more history are of its labels, and move too slowly to tell
+)
 LUMPED: Final = 2.0  # inherited bins are drawn anew when the largest holds this many times what a new one would
 
 
@@ -40,8 +44,11 @@ def reference(
     ranks = [codes.ranks(some.features[:, feature]) for feature in range(len(names))]
     kept = [_steady(some.event_time, name, begun) for name in names]
     edges = _edges(names, ranks, some, kept, champion)
+    merchants = _merchants(rows, names)
     shares = [
-        _feature_shares(place(edges, found[which], feature), some.weight[which], len(edges.ranks[feature]) + 1, name)
+        _feature_shares(
+            place(edges, found[which], feature), some.weight[which], len(edges.ranks[feature]) + 1, name, merchants
+        )
         for feature, (name, found, which) in enumerate(zip(names, ranks, kept, strict=True))
     ]
     score_edges = _draw(scores.astype(np.float64), test.weight) if len(scores) else ()
@@ -57,6 +64,7 @@ def reference(
         end=int(rows.event_time[-1]),
         rows=len(rows.label),
         frauds=rows.frauds,
+        test_frauds=test.frauds,
         base_rate=float(np.average(rows.label > 0, weights=rows.weight)),
     )
 
@@ -130,18 +138,34 @@ def _draw(values: NDArray[np.float64], weight: NDArray[np.float32]) -> tuple[flo
     return tuple(edges)
 
 
+def _merchants(rows: Rows, names: Sequence[str]) -> float:
+    """How many merchants of one size would share a week as the window's do: 1 / (sum of squared shares).
+
+    From what each row knows of its merchant: a week's rows over those that a row's own merchant has on average.
+    """
+    days = (int(rows.event_time[-1]) - int(rows.event_time[0]) + 1) / DAY_US
+    if "merch_count_7d" not in names or days < 1:
+        return 0.0
+    a_week = float(rows.weight.sum(dtype=np.float64)) * 7 / days
+    own = float(np.average(rows.features[:, list(names).index("merch_count_7d")], weights=rows.weight))
+    return a_week / own if own > 0 else 0.0
+
+
 def _feature_shares(
-    bins: NDArray[np.int64], weight: NDArray[np.float32], size: int, name: str
+    bins: NDArray[np.int64], weight: NDArray[np.float32], size: int, name: str, merchants: float
 ) -> tuple[float, ...] | None:
     """Shares of a feature's bins over rows ascending in event time; None if they tell too little.
 
     A merchant's rows move together, so where merchants are few their features are never steady: those that differ
-    within the window itself are not compared.
+    within the window itself are not compared, nor those that could not have within it but would by chance from then on.
     """
     if len(bins) < 2 * LEAST_ROWS:
         return None
-    if name in MERCHANT and _unsteadiness(bins, weight, size) >= UNSTEADY:
-        return None
+    if name in MERCHANT:
+        by_chance = 2 * (size - 1) / merchants if merchants else math.inf  # PSI of two draws of so many merchants
+        slow = HISTORY_DAYS.get(name, NEVER) > LABELLED_DAYS
+        if _unsteadiness(bins, weight, size) >= UNSTEADY or (slow and by_chance >= WARN):
+            return None
     return _shares(bins, weight, size)
 
 

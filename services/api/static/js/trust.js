@@ -101,8 +101,8 @@ export class Drift {
     facts(this.facts, drift ? [
       ["Overall", pill(drift.status), "The worst of score, features, label rate and calibration."],
       ["Score PSI", fixed(drift.score_psi), "PSI of the risk score. Below the first limit it is steady."],
-      ["Fraud rate", `${percent(labels?.recent)} (${times(labels?.ratio)})`, `Share of fraud among matured labels, ${count(labels?.rows)} of them, and how many times that of training, ${percent(labels?.reference)}. ${LEDGER}`],
-      ["Frauds over expected", times(calibration?.ratio), `Frauds found, ${count(calibration?.observed_frauds)}, over the sum of scores, ${fixed(calibration?.expected_frauds, 1)}, on ${count(calibration?.rows)} matured labels. ${LEDGER}`],
+      ["Fraud rate", `${percent(labels?.recent)} (${times(labels?.ratio)})`, `Share of fraud among matured labels, ${count(labels?.rows)} of them, and how many times that of training, ${percent(labels?.reference)}; chance leaves it between ${times(labels?.low)} and ${times(labels?.high)}. ${LEDGER}`],
+      ["Frauds over expected", times(calibration?.ratio), `Frauds found, ${count(calibration?.observed_frauds)}, over the sum of scores, ${fixed(calibration?.expected_frauds, 1)}, on ${count(calibration?.rows)} matured labels; chance leaves it between ${times(calibration?.low)} and ${times(calibration?.high)}. ${LEDGER}`],
     ] : []);
     const window = drift?.window;
     this.panel.note(window?.rows ? `${short(window.rows)} recent rows` : "");
