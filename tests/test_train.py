@@ -717,24 +717,24 @@ def test_retraining_waits_for_new_rows_and_gives_way_to_inference(volume):
     assert train_once(stage) == 2_000
 
 
-def test_retraining_takes_its_share_of_a_core_but_a_growing_sample_does_not_wait(volume):
+def test_retraining_takes_its_share_of_a_core_but_twice_the_rows_do_not_wait(volume):
     stage = trainer(volume, train_cpu_share=1e-4)
     publish_raw(volume, 1, watermark=90 * DAY_US)
     spool(volume, labelled_rows(1_500, width=WIDTH), 1)
     assert train_once(stage) == 1_500
-    spool(volume, labelled_rows(700, seed=4, width=WIDTH), 2)
+    spool(volume, labelled_rows(1_400, seed=4, width=WIDTH), 2)
     assert train_once(stage) == 0
-    spool(volume, labelled_rows(200, seed=5, width=WIDTH), 3)
-    assert train_once(stage) == 2_400
+    spool(volume, labelled_rows(100, seed=5, width=WIDTH), 3)
+    assert train_once(stage) == 3_000
     spool(volume, labelled_rows(500, seed=6, width=WIDTH), 4)
     assert train_once(stage) == 0
     stage.control = Control(priority="training")
-    assert train_once(stage) == 2_900
+    assert train_once(stage) == 3_500
     stage.control = Control()
     spool(volume, labelled_rows(500, seed=7, width=WIDTH), 5)
     assert train_once(stage) == 0
     stage._affordable = time.monotonic()
-    assert train_once(stage) == 3_400
+    assert train_once(stage) == 4_000
 
 
 def test_what_a_training_took_is_paid_for_by_its_share(volume):

@@ -25,7 +25,7 @@ from spearhead.volume import Volume
 
 LOOK_SECONDS: Final = 0.5
 REST: Final = 2.0  # least pause after a training, in times of what it took
-GROWN: Final = 1.5  # a sample so many times as large as at the last training makes a better model: it does not wait
+GROWN: Final = 2.0  # so many times the matured rows of the last training, and the next does not wait for its share
 RETRY_SECONDS: Final = (5.0, 300.0)  # wait after a training that failed: first and longest
 NICENESS: Final = {"inference": 19, "balanced": 10, "training": 0}
 Cancelled = Callable[[], bool]
@@ -61,7 +61,6 @@ class Train(Stage):
         self._began_cpu = 0.0  # CPU seconds of this process when the last training began
         self._trained_at = time.monotonic()  # when the last training began, or this process
         self._trained_on = 0.0  # source rows whose label could be used, or was corrected, when the last training began
-        self._trained_sample = 0  # rows in the sample then
         self._ended = False  # every source has ended and all its rows are in the sample
 
     def start(self) -> None:
@@ -87,7 +86,6 @@ class Train(Stage):
         super().reset(epoch)
         self._sample = Sample(self.volume, epoch, WIDTH)
         self._trained_on = 0.0
-        self._trained_sample = 0
         self._ended = False
         self.figures.update(cannot_train=None, source_ended=0)
         if self._job is not None:
@@ -162,7 +160,7 @@ class Train(Stage):
         new = _evidence(count) - self._trained_on
         if in_service is None:
             return self._first_is_due(count.matured, new)
-        if new <= 0 or count.matured < self.settings.train_first_rows or self._must_yield() or self._must_save():
+        if new <= 0 or count.matured < self.settings.train_first_rows or self._must_yield() or self._must_save(count):
             return False
         waited = time.monotonic() - self._trained_at
         return new >= self.settings.train_new_rows or waited >= self.settings.train_interval_seconds
@@ -180,11 +178,14 @@ class Train(Stage):
             and self._backlog.features_ready() > self.settings.features_ready_warning
         )
 
-    def _must_save(self) -> bool:
-        """Whether the last training is still to be paid for; not if the sample grows or training has priority."""
+    def _must_save(self, count: Count) -> bool:
+        """Whether the last training is still to be paid for.
+
+        Not while there is twice as much to learn from as it had: early on a longer history makes a better model.
+        """
         if self.control.priority == "training" or time.monotonic() >= self._affordable:
             return False
-        return self._sample.rows < GROWN * self._trained_sample
+        return _evidence(count) < GROWN * self._trained_on
 
     # Training
 
@@ -208,7 +209,7 @@ class Train(Stage):
             return Trained(self._carded(artifact, card.pictures), verdict, len(rows.label), in_service)
 
         self._trained_at, self._trained_on = time.monotonic(), _evidence(count)
-        self._began_cpu, self._trained_sample = time.process_time(), self._sample.rows
+        self._began_cpu = time.process_time()
         self._job_epoch = self.epoch
         self.figures["card_error"] = None
         # Nothing can be scored before the first model: it has the right of way.
