@@ -31,12 +31,12 @@ FULL_ROWS: Final = 524_288  # a file of so many is merged no more
 MAX_SMALL: Final = 16  # files of one day that are not full
 LOOKS: Final = 8  # listings of the folder, if files are merged under a reader's eyes
 ABANDONED_SECONDS: Final = 3600.0  # age of a temporary file that is nobody's any more
-PRODUCERS: Final = pa.dictionary(pa.int16(), pa.string())
+NAMES: Final = pa.dictionary(pa.int32(), pa.string())
 ARCHIVE: Final = pa.schema(
     [
         pa.field("trans", pa.uint64(), nullable=False),  # hash of trans_num, ascending
         *(
-            pa.field("producer", PRODUCERS, nullable=False) if field.name == "producer" else field
+            pa.field(field.name, NAMES, nullable=False) if field.name in ("merchant", "producer") else field
             for field in DECISION
             if field.name not in ("trans_num", "own_label")
         ),
@@ -89,7 +89,7 @@ class Archive:
             if not gone:
                 break
             searched |= names
-        return pa.Table.from_batches(search.found, DECISION).unify_dictionaries()
+        return pa.Table.from_batches(search.found, DECISION)
 
     def tidy(self, epoch: int, now: float, max_seconds: float, max_bytes: int) -> None:
         """Remove what is over the limits (0: none), oldest day first, and other epochs' files; merge small ones.
@@ -121,8 +121,8 @@ class Archive:
         decisions = self._decided.of(rows, name.producer)
         made = {
             "trans": pa.array(hash_strings(decisions.column("trans_num"))),
-            "merchant": _used(decisions.column("merchant")),
-            "producer": decisions.column("producer").dictionary_encode().cast(PRODUCERS),
+            "merchant": decisions.column("merchant").dictionary_encode(),
+            "producer": decisions.column("producer").dictionary_encode(),
             "amt_cents": pa.array(np.round(np.asarray(rows.column("amt")) * 100).astype(np.int32)),
             "risk_score": rows.column("risk_score"),
         }
@@ -240,17 +240,12 @@ def _decisions(rows: pa.RecordBatch, trans_nums: list[str]) -> pa.RecordBatch:
     """Archived rows as DECISION."""
     made = {
         "trans_num": pa.array(trans_nums, pa.string()),
-        "merchant": _used(rows.column("merchant")),
+        "merchant": rows.column("merchant").cast(pa.string()),
         "producer": rows.column("producer").cast(pa.string()),
         "own_label": pa.array([UNKNOWN_LABEL] * len(trans_nums), pa.int8()),
     }
     arrays = [made[field.name] if field.name in made else rows.column(field.name) for field in DECISION]
     return pa.RecordBatch.from_arrays(arrays, schema=DECISION)
-
-
-def _used(column: pa.DictionaryArray) -> pa.DictionaryArray:
-    """The same values with a dictionary of those alone."""
-    return column.cast(pa.string()).dictionary_encode()
 
 
 def _day(now: float) -> str:

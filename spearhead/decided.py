@@ -12,7 +12,14 @@ import pyarrow.compute as pc
 from spearhead.schema import LABELS, UNKNOWN_LABEL
 from spearhead.volume import Volume
 
-DECISION: Final = pa.schema([field for field in LABELS if field.name not in ("labelled_at", "is_fraud", "matched")])
+DECISION: Final = pa.schema(
+    [
+        # Not as codes of a segment: decisions of many segments may be at more merchants than those have codes for.
+        pa.field("merchant", pa.string(), nullable=False) if field.name == "merchant" else field
+        for field in LABELS
+        if field.name not in ("labelled_at", "is_fraud", "matched")
+    ]
+)
 _UNKNOWN_END: Final = np.iinfo(np.int64).max
 
 
@@ -31,6 +38,7 @@ class Decided:
         event_time = results.column("event_time").view(pa.int64()).to_numpy()
         columns: dict[str, Any] = {
             "card": results.column("card_token"),
+            "merchant": results.column("merchant").cast(pa.string()),
             "producer": pa.repeat(producer, results.num_rows),
             "own_label": pc.fill_null(results.column("is_fraud").cast(pa.int8()), UNKNOWN_LABEL),
             "flagged": pc.equal(results.column("decision").cast(pa.string()), "flagged"),

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from faulting import Crash, FaultingFiles
 from labelling import Bench, Said
@@ -18,6 +19,7 @@ from spearhead.archive import Archive
 from spearhead.backlog import RawHeads
 from spearhead.decided import DECISION
 from spearhead.files import Files
+from spearhead.schema import MERCHANT, RESULTS
 from spearhead.segment import SegmentInfo, SegmentName, read_segment, write_segment
 from spearhead.volume import Volume
 
@@ -155,6 +157,28 @@ def test_of_a_day_that_is_over_one_file_at_most_is_not_full(bench: Bench, monkey
         archive.tidy(1, NOW + DAY, 0, 0)
     assert sorted(read_segment(path)[0].num_rows for path in archived(bench)) == [40, 60]
     assert archive.find(1, named(*range(100))).num_rows == 100
+
+
+def test_a_merged_file_may_hold_more_merchants_than_a_segment_has_codes_for(bench: Bench) -> None:
+    archive = Archive(bench.volume)
+    for first in (0, 40_000):
+        score(bench, rows=40_000)
+        path = results(bench)[-1]
+        batch, info = read_segment(path)
+        names = pa.array([f"merchant {first + row}" for row in range(40_000)])
+        columns = dict(zip(batch.schema.names, batch.columns, strict=True)) | {
+            "merchant": names.dictionary_encode().cast(MERCHANT)
+        }
+        varied = pa.RecordBatch.from_arrays([columns[field.name] for field in RESULTS], schema=RESULTS)
+        path.unlink()
+        write_segment(bench.volume.files, path, varied, info)
+        archive.put(1, [path], NOW)
+        path.unlink()
+    archive.tidy(1, NOW + DAY, 0, 0)
+    (merged,) = archived(bench)
+    assert read_segment(merged)[0].num_rows == 80_000
+    found = {row["trans_num"]: row["merchant"] for row in find(bench, 5, 79_999)}
+    assert found == {named(5)[0]: "merchant 5", named(79_999)[0]: "merchant 79999"}
 
 
 def test_the_oldest_days_go_first_by_age_and_by_bytes(bench: Bench) -> None:

@@ -39,7 +39,7 @@ class Decisions:
         left = _without(wanted, results)
         # A file that retention took while the others were read is in the archive by now.
         again = self._archive.find(epoch, left) if left and not since_ns else DECISION.empty_table()
-        return pa.concat_tables([archived, results, again]).unify_dictionaries()
+        return pa.concat_tables([archived, results, again])
 
     def _in_results(self, epoch: int, trans_nums: list[str], since_ns: int, stopped: Callable[[], bool]) -> pa.Table:
         wanted = pa.array(trans_nums, pa.string())

@@ -28,7 +28,7 @@ from services.api.taker import Taker
 from spearhead.decided import DECISION
 from spearhead.mask import mask, may_be_card
 from spearhead.rejects import Reason, Reject, move_aside
-from spearhead.schema import LABELS
+from spearhead.schema import LABELS, MERCHANT
 from spearhead.settings import Settings
 from spearhead.volume import Volume
 
@@ -369,12 +369,13 @@ def _segment(matched: list[Label], unmatched: list[Label], joined: pa.Table) -> 
     """A batch of schema.LABELS, in the order of ``matched``, then ``unmatched``."""
     rows = {trans_num: row for row, trans_num in enumerate(joined.column("trans_num").to_pylist())}
     decided = joined.take(pa.array([rows[label.trans_num] for label in matched], pa.int64()))
-    table = pa.concat_tables([decided, _undecided(unmatched)]).unify_dictionaries().combine_chunks()
+    table = pa.concat_tables([decided, _undecided(unmatched)])
     every = [*matched, *unmatched]
     columns: dict[str, Any] = {
         "labelled_at": pa.array([label.labelled_at for label in every], LABELS.field("labelled_at").type),
         "is_fraud": pa.array([label.is_fraud for label in every], pa.int8()),
         "matched": pa.array([True] * len(matched) + [False] * len(unmatched), pa.bool_()),
+        "merchant": _whole(table.column("merchant")).dictionary_encode().cast(MERCHANT),
     }
     arrays = [columns[name] if name in columns else _whole(table.column(name)) for name in LABELS.names]
     return pa.RecordBatch.from_arrays(arrays, schema=LABELS)
