@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from test_api import beat_all, put_model
 from test_api_server import Server
 
 from services.api import document
+from services.api.examples import all_examples
 from spearhead.kpi import KPIS
 from spearhead.volume import Volume
 
@@ -57,6 +59,20 @@ def run(command: list[str], server: Server, cwd: Path | None = None) -> str:
 def test_the_page_is_what_is_served() -> None:
     """If this fails: python -m services.api.document"""
     assert document.page() == PAYLOADS
+
+
+def test_examples_are_of_one_moment_and_tell_what_a_run_can_tell() -> None:
+    """If this fails: make examples"""
+    found = all_examples()
+    stamps = {one.get("timestamp") or one["metadata"]["timestamp"] for name, one in found.items() if name != "history"}
+    times = sorted(map(datetime.fromisoformat, stamps))
+    assert (times[-1] - times[0]).total_seconds() < 5
+    model = found["model_details"]
+    assert all(model["labels"]["feedback"][name] for name in ("received", "applied", "corrected", "duplicate"))
+    assert all(model["reasons_summary"].values())
+    drift = model["drift"]
+    assert None not in (drift["status"], drift["score_psi"], drift["window"]["from"], drift["features"][0]["psi"])
+    assert None not in (*drift["label_rate"].values(), *drift["calibration"].values())
 
 
 @pytest.mark.skipif(not (shutil.which("jq") and shutil.which("curl")), reason="jq or curl is not installed")
