@@ -293,6 +293,36 @@ def test_labels_that_come_late_are_counted_once_though_every_stage_dies(trained:
     assert ledger.unlabelled == 100
 
 
+def test_a_label_that_comes_when_its_result_file_is_gone_is_counted(trained: Path, up: Callable[..., Up]) -> None:
+    """And used by merchant risk, once a row has come that is younger than the moment at which it was said."""
+    port = free_port()
+    pipeline = up("--rate", "0", "--model", str(trained / "models"), "--no-train", "--port", str(port),
+                  API_TOKEN="secret", CARDS=100, MERCHANTS=20, RESULTS_RETENTION_SECONDS=1)  # fmt: skip
+    wait_until(lambda: answers(port, "/readyz"), f"the api is ready\n{pipeline.output}")
+    sent = [record | {"trans_num": f"http-{i}"} for i, record in enumerate(rows(300))]
+    assert post(port, "/api/transactions", sent) == 202
+    ready = pipeline.root / "queue" / "inference-results" / "ready"
+    archive = pipeline.root / "queue" / "inference-results" / "archive"
+    wait_until(lambda: any(archive.glob("*.arrow")) and not any(ready.rglob("*.arrow")), "results are archived", 60.0)
+    labels = [{"trans_num": f"http-{i}", "is_fraud": i % 3 == 0, "labelled_at": "2012-01-01"} for i in range(200)]
+    assert post(port, "/api/labels", labels) == 202
+    want = {"received": 200, "applied": 200, "corrected": 0, "duplicate": 0, "unmatched": 0, "waiting": 0}
+    wait_until(lambda: feedback(port) == want, f"every label is counted once\n{pipeline.output}")
+    later = [record | {"trans_num": f"later-{i}", "trans_date_trans_time": "2020-01-01 00:00:00"}
+             for i, record in enumerate(rows(10))]  # fmt: skip
+    assert post(port, "/api/transactions", later) == 202
+    workers = pipeline.root / "metrics" / "workers"
+    wait_until(
+        lambda: (
+            sum(json.loads(path.read_text())["figures"].get("risk_labels_used", 0) for path in workers.glob("prep-*"))
+            == 200
+        ),
+        f"merchant risk has all labels\n{pipeline.output}",
+    )
+    assert pipeline.stop() == 0
+    assert verified(pipeline.root)["ok"]
+
+
 def feedback(port: int) -> dict[str, Any]:
     answer = answers(port, "/api/model")
     return answer["labels"]["feedback"] if answer else {}

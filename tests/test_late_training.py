@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from faulting import Crash, FaultingFiles
 from labelling import Bench, Said
 from segments import START_US, raw_batch
 from test_train import train_once
@@ -195,16 +196,29 @@ def test_rows_that_never_get_a_label_age_out_and_are_counted(bench: Bench) -> No
     assert sample.matured(heads(bench), 0) == 1, "what was used once stays counted"
 
 
-def test_a_merge_that_is_killed_loses_no_label(bench: Bench) -> None:
-    publish(bench, 10)
-    for number in range(4):
-        say(bench, [Said(number, 1, number)])
-    names = label_files.listed(bench.volume, 1)
-    kept = {name.file: (bench.volume.labels / name.file).read_bytes() for name in names[:2]}
-    label_files.tidy(bench.volume, "prep-1", max_files=1)
-    for file, content in kept.items():  # killed before it removed these
-        (bench.volume.labels / file).write_bytes(content)
-    assert label_files.listed(bench.volume, 1) == [SegmentName(1, "m00", 0, names[-1].seq)]
-    assert numbers(taken(bench)) == [0, 1, 2, 3]
-    label_files.tidy(bench.volume, "prep-1")
-    assert len(bench.volume.files.list(bench.volume.labels)) == 1
+def test_a_merge_killed_before_any_change_loses_no_label(tmp_path: Path) -> None:
+    crash_at, died = 0, True
+    while died:
+        crash_at += 1
+        folder = tmp_path / f"{crash_at}"
+        folder.mkdir()
+        bench = Bench(Volume(folder, Files(fsync=False)))
+        bench.sampling = True
+        publish(bench, 10)
+        for number in range(3):
+            say(bench, [Said(number, 1, number)])
+        newest = label_files.listed(bench.volume, 1)[-1].seq
+        sample = Sample(bench.volume, 1, WIDTH, lambda: LATER)
+        died = False
+        try:
+            label_files.tidy(Volume(folder, FaultingFiles(crash_at=crash_at)), "prep-1", max_files=1)
+        except Crash:
+            died = True
+        for each in (sample, None):
+            assert numbers(taken(bench, each)) == [0, 1, 2]
+        label_files.tidy(bench.volume, "prep-2", max_files=1)
+        assert label_files.listed(bench.volume, 1) == [SegmentName(1, "m00", 0, newest)]
+        assert len(bench.volume.files.list(bench.volume.labels)) == 1
+        for each in (sample, None):
+            assert numbers(taken(bench, each)) == [0, 1, 2]
+    assert crash_at > 6
