@@ -28,18 +28,19 @@ RATIO_WARN: Final = 1.25  # a ratio of which even the near end of its interval i
 RATIO_ALARM: Final = 1.5
 DEVIATIONS: Final = 3.0  # standard deviations from a ratio to the ends of its interval
 NEVER: Final = math.inf
-CALENDAR: Final = frozenset({"hour", "weekday", "night", "weekend"})  # the same only over whole weeks
+CALENDAR: Final = frozenset({"hour", "weekday"})  # the same only over whole weeks
 
 # Event days of history after which a feature's distribution has settled: before, it moves though traffic is steady.
 HISTORY_DAYS: Final[Mapping[str, float]] = {
     **dict.fromkeys(
-        ("amt", "log_amt", "hour", "weekday", "night", "weekend", "home_km", "category", "log_city_pop", "age_years"),
+        ("amt", "hour", "weekday", "home_km", "category", "log_city_pop", "age_years"),
         0.0,
     ),
     **dict.fromkeys(
         ("card_log_gap", "card_count_1h", "card_count_24h", "card_count_7d", "card_sum_1h", "card_sum_24h",
-         "card_sum_7d", "card_mean_1h", "card_mean_24h", "card_mean_7d", "card_amt_z", "card_amt_ratio",
-         "card_rate_ratio", "card_last_km", "card_speed_kmh", "card_small_1h",
+         "card_sum_7d", "card_mean_1h", "card_mean_ratio_24h", "card_mean_7d", "card_amt_z", "card_amt_ratio",
+         "card_rate_ratio", "card_last_km", "card_speed_kmh", "card_home_kmh", "card_small_1h",
+         "card_sum_ratio_24h",
          "merch_count_24h", "merch_count_7d", "merch_mean_7d", "merch_amt_ratio"),
         7.0,
     ),

@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 
 __all__ = ["CARD", "FEATURES", "FEATURES_VERSION", "MERCHANT", "STATELESS", "WIDTH", "History", "warm"]
 
-FEATURES_VERSION: Final = 2
+FEATURES_VERSION: Final = 3
 
 STATELESS: Final = (
-    "amt", "log_amt", "hour", "weekday", "night", "weekend", "home_km", "category", "log_city_pop", "age_years",
+    "amt", "hour", "weekday", "home_km", "category", "log_city_pop", "age_years",
 )  # fmt: skip
 CARD: Final = (
     "card_log_gap",
     "card_count_1h", "card_count_24h", "card_count_7d",
     "card_sum_1h", "card_sum_24h", "card_sum_7d",
-    "card_mean_1h", "card_mean_24h", "card_mean_7d",
+    "card_mean_1h", "card_mean_ratio_24h", "card_mean_7d",
     "card_amt_z", "card_amt_ratio", "card_rate_ratio",
     "card_last_km", "card_speed_kmh",
     "card_new_merchant", "card_new_merchants_24h", "card_new_category",
     "card_small_1h", "card_days", "card_night_share",
-    "card_high_days", "card_high_share",
+    "card_high_days", "card_high_share", "card_home_kmh", "card_sum_ratio_24h",
 )  # fmt: skip
 MERCHANT: Final = (
     "merch_count_24h", "merch_count_7d", "merch_mean_7d", "merch_amt_ratio",

@@ -44,8 +44,8 @@ KEY, LAST = map(_u, (0, 1))  # LAST: newest event time, us
 OFFSET, SHAPE, START, LENGTH = map(_u, (4, 5, 6, 7))
 # cards: int32, float32, int64 and float64 fields
 ROWS_24H, ROWS_1H, SMALL_1H, NEW_24H, SEEN_CATEGORIES, SEEN_ROWS = map(_u, range(8, 14))
-LAST_LAT, LAST_LONG = map(_u, (14, 15))
-FIRST, CENTS_7D, CENTS_24H, CENTS_1H = map(_u, (8, 9, 10, 11))
+LAST_LAT, LAST_LONG, FIRST, LAST_HOME = map(_u, range(14, 18))  # FIRST, LAST_HOME: minutes since 1970
+CENTS_7D, CENTS_24H, CENTS_1H = map(_u, (9, 10, 11))
 LOG_MEAN, MEAN = map(_u, (12, 14))
 LOG_VARIANCE, LAST_HIGH, NIGHT_SHARE, HIGH_SHARE = map(_u, (26, 27, 30, 31))  # LAST_HIGH: int32, minutes since 1970
 # merchants: int32, int64 and float64 fields; FROM_x and MATURE count entries from the oldest
@@ -78,6 +78,7 @@ _HIGH_AFTER: Final = 5  # earlier rows a card needs before an amount is high
 _HIGH_MEMORY: Final = 16
 _MINUTE_US: Final = 60_000_000
 _GAP_FLOOR_S: Final = 60.0
+_HOME_KM: Final = 100.0  # nearer is at home
 _SPEED_MAX: Final = 10_000.0
 
 BUCKET_US: Final = 6 * _HOUR_MS * 1_000
@@ -95,7 +96,7 @@ BLOCK: Final = 32  # rows whose memory is fetched ahead together
 _AHEAD_MASK: Final = 4 * BLOCK - 1
 
 _F: Final = {name: place for place, name in enumerate(FEATURES)}
-(F_AMT, F_LOG_AMT, F_HOUR, F_WEEKDAY, F_NIGHT, F_WEEKEND, F_HOME_KM, F_CATEGORY, F_CITY_POP, F_AGE) = range(10)
+F_AMT, F_HOUR, F_WEEKDAY, F_HOME_KM, F_CATEGORY, F_CITY_POP, F_AGE = range(7)
 F_CARD: Final = _F["card_log_gap"]
 F_MERCHANT: Final = _F["merch_count_24h"]
 
@@ -487,7 +488,6 @@ def _before_block(rows: Rows, begin: int, end: int, work: Scratch, out: NDArray[
         i = begin + k
         work.other[k] = distance_km(rows.home_lat[i], rows.home_long[i], rows.merch_lat[i], rows.merch_long[i])
     for k in range(end - begin):
-        out[begin + k, F_LOG_AMT] = work.log_amount[k]
         out[begin + k, F_CITY_POP] = work.number[k]
         out[begin + k, F_HOME_KM] = work.other[k]
 
@@ -513,16 +513,12 @@ def _row_alone(rows: Rows, i: int, out: NDArray[np.float32]) -> bool:
     time = rows.time[i]
     day = time // _DAY_US
     hour = (time - day * _DAY_US) / (_HOUR_MS * 1e3)
-    weekday = (day + 3) % 7  # 1970-01-01 was a Thursday
-    night = hour < 7.0
     out[F_AMT] = rows.cents[i] / 100.0
     out[F_HOUR] = hour
-    out[F_WEEKDAY] = weekday
-    out[F_NIGHT] = 1.0 if night else 0.0
-    out[F_WEEKEND] = 1.0 if weekday >= 5 else 0.0
+    out[F_WEEKDAY] = (day + 3) % 7  # 1970-01-01 was a Thursday
     out[F_CATEGORY] = rows.category[i]
     out[F_AGE] = (time / _DAY_US - rows.dob[i]) / 365.2425
-    return night
+    return hour < 7.0
 
 
 # --- a card's history -----------------------------------------------------------------------------------------------
@@ -638,7 +634,6 @@ def _window_features(cards: Store, record: int, out: NDArray[np.float32]) -> Non
     out[F_CARD + 5] = sum_24h
     out[F_CARD + 6] = sum_7d
     out[F_CARD + 7] = sum_1h / rows_1h
-    out[F_CARD + 8] = sum_24h / rows_24h
     out[F_CARD + 9] = sum_7d / rows_7d
     out[F_CARD + 16] = cards.ints[at + NEW_24H]
     out[F_CARD + 18] = cards.ints[at + SMALL_1H]
@@ -657,6 +652,15 @@ def _high_amount(cards: Store, at: np.uint64, now: int, high: bool, out: NDArray
 
 
 @_inlined
+def _home_features(cards: Store, at: np.uint64, now: int, out: NDArray[np.float32]) -> None:
+    """The speed from where the card was last at home; then this row, if at home, is the newest there."""
+    minute, last, km = now // _MINUTE_US, cards.ints[at + LAST_HOME], out[F_HOME_KM]
+    at_home = km < _HOME_KM
+    out[F_CARD + 23] = 0.0 if at_home or last == 0 else min(km * 60.0 / max(minute - last, 1), _SPEED_MAX)
+    cards.ints[at + LAST_HOME] = minute if at_home else last
+
+
+@_inlined
 def _habit_features(
     cards: Store, record: int, log_amount: float, amount: float, now: int, night: bool, out: NDArray[np.float32]
 ) -> None:
@@ -665,12 +669,19 @@ def _habit_features(
     floats, singles, seen = cards.floats, cards.singles, cards.ints[at + SEEN_ROWS]
     off, variance = log_amount - floats[base + LOG_MEAN], np.float64(singles[at + LOG_VARIANCE])
     usual = floats[base + MEAN]
-    days = (now - cards.words[base + FIRST]) / _DAY_US
+    # Two divisions serve five features: they cost more than anything else here.
+    days = (now // _MINUTE_US - cards.ints[at + FIRST]) / 1440.0
+    per_row = max(days, 1.0) / (seen + 1.0)
+    per_usual = 1.0 / max(usual, 0.01)
+    rows_24h = cards.ints[at + ROWS_24H]
+    spent = cards.words[base + CENTS_24H] * 0.01 * per_usual if seen > 0 else 1.0
     out[F_CARD + 10] = off / max(math.sqrt(variance), _LOG_STD_FLOOR) if seen >= 2 else 0.0
-    out[F_CARD + 11] = amount / max(usual, 0.01) if seen > 0 else 1.0
-    out[F_CARD + 12] = cards.ints[at + ROWS_24H] * max(days, 1.0) / (seen + 1.0)
+    out[F_CARD + 8] = spent / rows_24h
+    out[F_CARD + 11] = amount * per_usual if seen > 0 else 1.0
+    out[F_CARD + 12] = rows_24h * per_row
     out[F_CARD + 19] = days
     out[F_CARD + 20] = singles[at + NIGHT_SHARE]
+    out[F_CARD + 24] = spent * min(per_row, 1.0)
     _high_amount(cards, at, now, seen >= _HIGH_AFTER and amount > _HIGH * usual, out)
 
     weight = 1.0 / min(seen + 1, _MEMORY)
@@ -705,7 +716,7 @@ def _card_row(
     words, ints, places = cards.words, cards.ints, cards.singles
     first = ints[at + SEEN_ROWS] == 0
     if first:
-        words[base + FIRST] = rows.time[i]
+        ints[at + FIRST] = rows.time[i] // _MINUTE_US
     gap_us = rows.time[i] - words[base + LAST]
     if gap_us < 0:
         counters[LATE] += 1
@@ -723,6 +734,7 @@ def _card_row(
     _enter_windows(cards, record, now // _MS, cents, new_merchant, counters)
     _window_features(cards, record, out)
     _habit_features(cards, record, work.log_amount[k], cents / 100.0, now, night, out)
+    _home_features(cards, at, now, out)
     category = 1 << (rows.category[i] & 31)
     out[F_CARD + 15] = new_merchant
     out[F_CARD + 17] = 0.0 if ints[at + SEEN_CATEGORIES] & category else 1.0

@@ -90,8 +90,6 @@ def _speaker(
     contribution: float,
 ) -> Reason:
     column = int(group[np.argmax(raising[group])])
-    if names[column] == "log_amt" and "amt" in names:  # the same amount, to the cent
-        column = list(names).index("amt")
     return Reason(names[column], float(features[column]), contribution)
 
 
@@ -154,9 +152,9 @@ def _deviations(value: float) -> str:
     return f"amount {_figures(abs(value))} standard deviations {side} the card's usual"
 
 
-def _speed(value: float) -> str:
+def _speed(value: float, origin: str = "the card's transaction before") -> str:
     more = " or more" if value >= 10_000 else ""
-    return f"{_figures(value)} km/h{more} needed to get here from the card's transaction before"
+    return f"{_figures(value)} km/h{more} needed to get here from {origin}"
 
 
 def _switch(yes: str, no: str) -> Callable[[float], str]:
@@ -189,11 +187,8 @@ def _since(what: str, none: str) -> Callable[[float], str]:
 
 TEMPLATES: Final[dict[str, Template]] = {
     "amt": Template("amount", lambda v: f"amount {_dollars(v)}"),
-    "log_amt": Template("amount", lambda v: f"amount about ${_figures(math.expm1(v))}"),
     "hour": Template("time_of_day", _clock),
     "weekday": Template("day_of_week", _weekday),
-    "night": Template("time_of_day", _switch("at night, before 07:00 UTC", "in the day, from 07:00 UTC on")),
-    "weekend": Template("day_of_week", _switch("on a weekend", "on a working day")),
     "home_km": Template("far_from_home", lambda v: f"{_figures(v)} km from the card holder's home"),
     "category": Template("category", _category),
     "log_city_pop": Template("home_city", lambda v: f"home city of about {_figures(math.expm1(v))} people"),
@@ -206,7 +201,9 @@ TEMPLATES: Final[dict[str, Template]] = {
     "card_sum_24h": Template("card_spend", _spent("24 hours")),
     "card_sum_7d": Template("card_spend", _spent("7 days")),
     "card_mean_1h": Template("card_mean", _mean("card", "1 hour")),
-    "card_mean_24h": Template("card_mean", _mean("card", "24 hours")),
+    "card_mean_ratio_24h": Template(
+        "amount_for_card", lambda v: f"mean amount of the card in 24 hours {_times(v)} its usual"
+    ),
     "card_mean_7d": Template("card_mean", _mean("card", "7 days")),
     "card_amt_z": Template("amount_for_card", _deviations),
     "card_amt_ratio": Template("amount_for_card", lambda v: f"amount {_times(v)} the card's usual"),
@@ -231,6 +228,11 @@ TEMPLATES: Final[dict[str, Template]] = {
     "card_high_share": Template(
         "card_high_amounts", lambda v: f"{_percent(v)} of the card's latest amounts over 3× its usual"
     ),
+    "card_home_kmh": Template(
+        "card_travel",
+        lambda v: _speed(v, "the card's last transaction at home") if v > 0 else "near home, or never seen there",
+    ),
+    "card_sum_ratio_24h": Template("card_spend", lambda v: f"{_times(v)} the card's usual day spent in 24 hours"),
     "merch_count_24h": Template("merchant_volume", _busy("24 hours")),
     "merch_count_7d": Template("merchant_volume", _busy("7 days")),
     "merch_mean_7d": Template("merchant_mean", _mean("merchant", "7 days")),

@@ -36,6 +36,7 @@ class Card:
         self.place: tuple[float, float] | None = None
         self.log_mean = self.log_variance = self.usual = self.night_share = self.high_share = 0.0
         self.last_high: int | None = None  # minutes
+        self.last_home: int | None = None  # minutes
 
 
 class Merchant:
@@ -70,11 +71,8 @@ class Reference:
         born = datetime.combine(row["dob"], datetime.min.time(), UTC).timestamp()
         return {
             "amt": amount,
-            "log_amt": math.log(1 + amount),
             "hour": hour,
             "weekday": when.weekday(),
-            "night": float(hour < 7),
-            "weekend": float(when.weekday() >= 5),
             "home_km": kilometres((row["home_lat"], row["home_long"]), (row["merch_lat"], row["merch_long"])),
             "category": row["category"],
             "log_city_pop": math.log(1 + row["city_pop"]),
@@ -97,16 +95,21 @@ class Reference:
         self.truncated += len(week) == 4096
         card.rows = [*week[-4095:], Past(now, cents, new_merchant)]
         inside = {name: [past for past in card.rows if now - past.ms < ms] for name, ms in WINDOWS_MS.items()}
+        sums = {name: sum(past.cents for past in rows) / 100 for name, rows in inside.items()}
+        spent = sums["24h"] / max(card.usual, 0.01) if card.seen else 1.0
         place = (row["merch_lat"], row["merch_long"])
         moved = kilometres(card.place, place) if card.place else 0.0
-        days = (card.newest - card.first) / DAY
+        days = (card.newest // MINUTE - card.first // MINUTE) / 1440
+        home_km = kilometres((row["home_lat"], row["home_long"]), place)
+        since_home = None if card.last_home is None else card.newest // MINUTE - card.last_home
+        away = home_km >= 100
         features = {
             "card_log_gap": math.log(1 + gap / SECOND) if card.seen else -1.0,
             **{f"card_count_{name}": len(rows) for name, rows in inside.items()},
-            **{f"card_sum_{name}": sum(past.cents for past in rows) / 100 for name, rows in inside.items()},
-            **{
-                f"card_mean_{name}": sum(past.cents for past in rows) / 100 / len(rows) for name, rows in inside.items()
-            },
+            **{f"card_sum_{name}": dollars for name, dollars in sums.items()},
+            "card_mean_1h": sums["1h"] / len(inside["1h"]),
+            "card_mean_ratio_24h": spent / len(inside["24h"]),
+            "card_mean_7d": sums["7d"] / len(inside["7d"]),
             "card_amt_z": (log_amount - card.log_mean) / max(math.sqrt(card.log_variance), 0.1) if card.seen > 1 else 0,
             "card_amt_ratio": amount / max(card.usual, 0.01) if card.seen else 1.0,
             "card_rate_ratio": len(inside["24h"]) / ((card.seen + 1) / max(days, 1.0)),
@@ -120,7 +123,11 @@ class Reference:
             "card_night_share": card.night_share,
             "card_high_days": -1 if card.last_high is None else (card.newest // MINUTE - card.last_high) / 1440,
             "card_high_share": card.high_share,
+            "card_home_kmh": 0 if since_home is None or not away else min(home_km * 60 / max(since_home, 1), 10_000),
+            "card_sum_ratio_24h": spent / max((card.seen + 1) / max(days, 1.0), 1.0),
         }
+        if not away:
+            card.last_home = card.newest // MINUTE
         known = card.seen >= 5
         high = known and amount > 3 * card.usual
         if high:

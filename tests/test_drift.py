@@ -235,14 +235,14 @@ def test_bins_are_even_and_rare_values_have_their_own() -> None:
     rng = np.random.default_rng(0)
     n = 20_000
     rows = rows_of(
-        {"amt": rng.lognormal(3, 1, n), "night": rng.random(n) < 0.03, "category": rng.integers(0, 14, n)}, 7
+        {"amt": rng.lognormal(3, 1, n), "weekday": rng.random(n) < 0.03, "category": rng.integers(0, 14, n)}, 7
     )
     found = made(rows)
     check_reference(found, FEATURES)
     shares = dict(zip(FEATURES, found.shares, strict=True))
     assert len(shares["amt"]) == drift.BINS
     assert max(shares["amt"]) < 0.12
-    assert shares["night"] == pytest.approx((0.97, 0.03), abs=0.005)
+    assert shares["weekday"] == pytest.approx((0.97, 0.03), abs=0.005)
     assert 7 <= len(shares["category"]) <= drift.BINS
     assert len(shares["age_years"]) == 1  # one value: nothing to compare
     assert found.score_shares is not None

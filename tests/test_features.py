@@ -80,6 +80,7 @@ def streams(draw: st.DrawFn, most: int = 120) -> list[dict[str, object]]:
     steps = draw(st.lists(STEPS, min_size=1, max_size=most))
     random = np.random.default_rng(draw(st.integers(0, 2**32)))
     times = START + np.cumsum(steps)
+    homes = [(float(random.uniform(-89, 89)), float(random.uniform(-179, 179))) for _ in times]
     return [
         {
             "event_time": int(time),
@@ -88,13 +89,14 @@ def streams(draw: st.DrawFn, most: int = 120) -> list[dict[str, object]]:
             "category": int(random.integers(0, 14)),
             "merchant": f"m{random.integers(0, merchants)}",
             "label": int(random.integers(-1, 2)),
-            "home_lat": float(random.uniform(-90, 90)),
-            "home_long": float(random.uniform(-180, 180)),
-            "merch_lat": float(random.uniform(-90, 90)),
-            "merch_long": float(random.uniform(-180, 180)),
+            "home_lat": lat,
+            "home_long": long,
+            # Half of them in the home's neighbourhood, which ends 100 km away.
+            "merch_lat": float(lat + random.uniform(-1, 1) if random.random() < 0.5 else random.uniform(-90, 90)),
+            "merch_long": float(long + random.uniform(-1, 1) if random.random() < 0.5 else random.uniform(-180, 180)),
             "city_pop": int(random.integers(0, 10**7)),
         }
-        for time in times
+        for time, (lat, long) in zip(times, homes, strict=True)
     ]
 
 
@@ -371,6 +373,32 @@ def test_first_row_of_a_card() -> None:
         "card_log_gap": -1, "card_amt_z": 0, "card_amt_ratio": 1, "card_last_km": 0,
     }  # fmt: skip
     assert named["card_new_merchant"] == named["card_new_category"] == 1
+
+
+def test_speed_from_home_is_told_until_the_card_is_home_again() -> None:
+    """Purchases in a far city, each near the one before it, stay too fast for the last one at home."""
+    home, city = {"merch_lat": 40.0, "merch_long": -90.0}, {"merch_lat": 40.0, "merch_long": -110.0}
+    moves = [(0, city), (0, home), (60, city), (30, city), (6 * 60, home), (0, city), (24 * 60, city)]
+    minutes = itertools.accumulate(gap for gap, _ in moves)
+    rows = [{"event_time": START + at * 60_000_000} | place for at, (_, place) in zip(minutes, moves, strict=True)]
+    found = History().transform(make_batch(rows))
+    km = kilometres((40.0, -90.0), (40.0, -110.0))
+    expected = [0, 0, km, km / 1.5, 0, 10_000, km / 24]
+    np.testing.assert_allclose(found[:, F["card_home_kmh"]], expected, rtol=1e-4)
+
+
+def test_spending_is_compared_with_the_cards_own() -> None:
+    days = [{"event_time": START + day * DAY_US, "amt_cents": 2_000} for day in range(10)]
+    spree = [{"event_time": START + 20 * DAY_US + i * 60_000_000, "amt_cents": 6_000} for i in range(3)]
+    found = History().transform(make_batch([*days, *spree]))
+    assert found[:, F["card_mean_ratio_24h"]].tolist()[:10] == [1.0] * 10
+    # Each enters the usual amount: 20, then 20 + 40 / 11, and so on.
+    usual = [20.0, 20 + 40 / 11, 20 + 40 * 2 / 12]
+    np.testing.assert_allclose(found[10:, F["card_mean_ratio_24h"]], [60 / each for each in usual], rtol=1e-6)
+    spent = [60 * (i + 1) / each for i, each in enumerate(usual)]  # less than a row a day counts as one
+    np.testing.assert_allclose(found[10:, F["card_sum_ratio_24h"]], spent, rtol=1e-6)
+    often = [{"event_time": START + i * DAY_US // 4} for i in range(41)]
+    assert History().transform(make_batch(often))[-1, F["card_sum_ratio_24h"]] == np.float32(4 / (41 / 10))
 
 
 def test_an_empty_batch() -> None:

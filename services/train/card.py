@@ -39,7 +39,8 @@ def texts(artifact: Artifact) -> dict[str, bytes]:
 
 def _content(artifact: Artifact) -> dict[str, Any]:
     metrics, window = artifact.metrics, artifact.window
-    names = ("average_precision", "auc", "logloss", "at_threshold", "stateless", "by_scenario", "by_category")
+    names = ("average_precision", "auc", "logloss", "at_threshold", "stateless", "by_scenario", "by_scenario_stateless",
+             "by_category")  # fmt: skip
     return {
         "made_at": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         "train_seconds": metrics["train_seconds"],
@@ -136,10 +137,11 @@ def _calibration(found: Mapping[str, Any]) -> str:
 def _groups(metrics: Mapping[str, Any]) -> str:
     columns = ("rows", "frauds", "average_precision", "precision", "recall")
     categories = [(name, *_shown(row, *columns)) for name, row in metrics["by_category"].items()]
-    scenarios = [(name, _show(value)) for name, value in metrics["by_scenario"].items()]
+    alone = metrics["by_scenario_stateless"]
+    scenarios = [(name, _show(value), _show(alone[name])) for name, value in metrics["by_scenario"].items()]
     return (
-        "## By scenario\n\nEach scenario's frauds among all genuine rows.\n\n"
-        + _table(("scenario", "average precision"), scenarios)
+        "## By scenario\n\nEach scenario's frauds among all genuine rows: average precision.\n\n"
+        + _table(("scenario", "this model", "the same without history"), scenarios)
         + "\n\n## By category\n\nEach category among itself; precision and recall at the operating point.\n\n"
         + _table(("category", *columns), categories)
     )

@@ -113,10 +113,10 @@ def fit(rows: Rows, options: Options) -> Artifact:
     scores = predict(booster, test.features, *line)
     judged = (test.label, scores, test.weight)
     thresholds = evaluation.threshold_table(options.threshold, *judged, test.cents, options.costs)
-    figures = _figures(test, scores, options) | {
+    judgement = _figures(test, scores, options) | _stateless(rows, parts, options)
+    figures = judgement | {
         "calibration": line._asdict() | evaluation.calibration(*judged),
         "cost_optimal_threshold": evaluation.cheapest(thresholds),
-        "stateless": _stateless(rows, parts, options),
         "rows": len(rows.label),
         "source_rows": float(rows.weight.sum(dtype=np.float64)),
         "frauds": rows.frauds,
@@ -171,6 +171,7 @@ def parameters(options: Options) -> dict[str, Any]:
         "learning_rate": 0.1,
         "max_bin": 512,
         "base_score": 0.5,
+        "colsample_bynode": 0.5,
         "min_child_weight": 1.0,
         "reg_lambda": 1.0,
         "seed": options.seed,
@@ -275,12 +276,15 @@ def _figures(test: Rows, scores: NDArray[np.float32], options: Options) -> dict[
 
 
 def _stateless(rows: Rows, parts: Split, options: Options) -> dict[str, Any]:
-    """The same training on the same rows without history, for comparison: what is history worth?"""
+    """Figures of the same training on the same rows without history, for comparison: what is history worth?"""
     columns = [i for i, name in enumerate(options.names) if name in set(options.stateless)]
     booster, _ = _grow(rows, parts, columns, options)
     test = rows.take(parts.test)
     scores = predict(booster, test.features[:, columns])
-    return evaluation.summary(test.label, scores, test.weight) | {"features": len(columns)}
+    return {
+        "stateless": evaluation.summary(test.label, scores, test.weight) | {"features": len(columns)},
+        "by_scenario_stateless": evaluation.by_scenario(SCENARIOS, test.scenario, test.label, scores, test.weight),
+    }
 
 
 def _window(rows: Rows, parts: Split) -> Window:
