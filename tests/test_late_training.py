@@ -14,13 +14,14 @@ from segments import START_US, raw_batch
 from test_train import train_once
 
 from services.train.fit import Rows
-from services.train.sample import Sample
+from services.train.late import Said as Told
+from services.train.sample import Sample, _File, _no_rows
 from services.train.stage import Train
 from spearhead import label_files
 from spearhead.backlog import Head, RawHeads
 from spearhead.features import WIDTH
 from spearhead.files import Files
-from spearhead.segment import SegmentName
+from spearhead.segment import SegmentInfo, SegmentName
 from spearhead.settings import Settings
 from spearhead.spool import Spool
 from spearhead.volume import Volume
@@ -194,6 +195,22 @@ def test_rows_that_never_get_a_label_age_out_and_are_counted(bench: Bench) -> No
     assert numbers(taken(bench, sample)) == []
     assert (sample.rows, sample.aged_out, sample.count(heads(bench), 0).unlabelled) == (5, 9, 5)
     assert sample.matured(heads(bench), 0) == 1, "what was used once stays counted"
+
+
+@pytest.mark.parametrize(("rows", "labels"), [(50, 400), (400, 50), (5, 5), (0, 9), (9, 0)])
+def test_rows_and_labels_find_each_other_whichever_are_more(rows: int, labels: int) -> None:
+    random = np.random.default_rng(rows)
+    trans = random.integers(0, 60, rows).astype(np.uint64)
+    told = Told(np.sort(random.integers(0, 60, labels).astype(np.uint64)), np.arange(labels), np.zeros(labels, np.int8))
+    info = SegmentInfo(name="", rows=rows, rows_before=0)
+    file = _File(_no_rows(0), np.empty((0, 0), np.uint16), trans, [], [], info)
+    file.match(told)
+    found = [pair for places, said in file.late for pair in zip(places.tolist(), said.at.tolist(), strict=True)]
+    want = {(row, at) for row in range(rows) for at in range(labels) if trans[row] == told.trans[at]}
+    assert sorted(found) == sorted(want)
+    for row in range(rows):
+        own = [at for place, at in found if place == row]
+        assert own == sorted(own), "in the order of the log"
 
 
 def test_a_merge_killed_before_any_change_loses_no_label(tmp_path: Path) -> None:

@@ -16,13 +16,13 @@ _log = logging.getLogger(__name__)
 
 
 class Said(NamedTuple):
-    """Labels in the order of the log, or of a partition's; of one transaction the later counts."""
+    """Labels of a file, by transaction; of those of one transaction, in the order of the log, the last counts."""
 
-    trans: NDArray[np.uint64]  # (n,) hash of trans_num
+    trans: NDArray[np.uint64]  # (n,) hash of trans_num, ascending
     at: NDArray[np.int64]  # (n,) labelled_at, us since 1970
     fraud: NDArray[np.int8]  # (n,) 1 or 0
 
-    def take(self, which: NDArray[np.bool_]) -> Said:
+    def take(self, which: NDArray[np.int64]) -> Said:
         return Said(*(column[which] for column in self))
 
 
@@ -65,11 +65,9 @@ class LateLabels:
             if self._seen.get(name.partition, 0) < name.seq:
                 _log.warning("labels %s left out of the sample: %s", name, error)
             return self._nothing()
-        return Said(
-            np.array(batch.column("trans")),
-            np.array(batch.column("labelled_at").view("int64")),
-            np.array(batch.column("is_fraud")),
-        )
+        trans = np.array(batch.column("trans"))
+        said = Said(trans, np.array(batch.column("labelled_at").view("int64")), np.array(batch.column("is_fraud")))
+        return said.take(np.argsort(trans, kind="stable"))
 
     def _nothing(self) -> Said:
         return Said(np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.int8))

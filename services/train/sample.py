@@ -68,10 +68,12 @@ class _File:
         """Note the labels that are about rows of this file."""
         if not len(said.at) or not len(self.trans):
             return
-        place = np.minimum(np.searchsorted(self._sorted, said.trans), len(self._sorted) - 1)
-        hit = self._sorted[place] == said.trans
-        if hit.any():
-            self.late.append((self._order[place[hit]], said.take(hit)))
+        if len(said.at) <= len(self.trans):
+            place, label = _pairs(self._sorted, said.trans)
+        else:  # a million labels and a few rows
+            label, place = _pairs(said.trans, self._sorted)
+        if len(place):
+            self.late.append((self._order[place], said.take(label)))
 
 
 class Sample:
@@ -228,6 +230,15 @@ def _usable(file: _File, heads: Mapping[str, Head], delay_us: int, now: int) -> 
             counts = (said.at <= clock[rows]) & ~waits[rows]
             label[rows[counts]] = said.fraud[counts]  # of one row's labels the last is kept
     return label
+
+
+def _pairs(ascending: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """All places in ``ascending`` of each of ``wanted``, in its order, and which of them it is; both (pairs,)."""
+    first = np.searchsorted(ascending, wanted, side="left")
+    counts = np.searchsorted(ascending, wanted, side="right") - first
+    which = np.repeat(np.arange(len(wanted)), counts)
+    begin = np.repeat(first - (np.cumsum(counts) - counts), counts)
+    return begin + np.arange(len(which)), which
 
 
 def _by_row(file: _File, by_run: list[int]) -> NDArray[np.int64]:
