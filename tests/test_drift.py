@@ -409,6 +409,28 @@ def test_too_few_frauds_say_nothing() -> None:
     assert drift._ratio([], 0, MANY).expected is None
 
 
+@pytest.mark.parametrize(
+    ("days", "a_day", "began", "compared"),
+    [
+        (7, 400, 50, {"amt", "weekday", "card_count_7d"}),
+        (3, 400, 50, {"amt", "card_count_7d"}),  # less than a week
+        (7, 400, 95, {"amt", "weekday"}),  # history began anew, as after a reset
+        (7, 400, 94, {"amt", "weekday", "card_count_7d"}),
+        (7, 140, 50, set()),  # too few rows
+    ],
+)
+def test_what_cannot_be_compared_yet_is_left_out(days: int, a_day: int, began: int, compared: set[str]) -> None:
+    names = ("amt", "weekday", "card_count_7d")
+    edges = Edges(features=names, ranks=((1,),) * 3, settled=(True,) * 3)
+    known = a_reference(edges, shares=((0.5, 0.5),) * 3, feature_rows=(5_000,) * 3)
+    counted = {
+        key_of(edges.id, day): DriftDay(a_day, 1, [a_day // 2] * 6, {}) for day in range(100, 100 + days + 2)
+    }  # whole from day 101 on
+    found = assess(known, "v000001", counted, {}, began)
+    assert set(psi_of(found)) == compared
+    assert found.status == ("ok" if compared else None)
+
+
 def test_nothing_counted_is_no_drift() -> None:
     good = made(rows_of({"amt": np.arange(20_000.0)}, 7))
     found = assess(good, "v000001", {}, {}, 0)
