@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from spearhead.features import WIDTH, History, warm
-from spearhead.schema import RAW
+from spearhead.schema import RAW, came_together
 
 SEGMENT = 65_536
 ROWS_A_DAY = 3.0
@@ -45,7 +45,7 @@ def segments(cards: int, merchants: int, rows: int, seed: int = 1):
         columns = {
             "trans_num": pa.array(np.full(n, "t")),
             "event_time": pa.array(times),
-            "ingested_at": pa.array(times),
+            "ingested_at": came_together(len(times), 0),
             "card": pa.array(tokens[card]),
             "last4": pa.array(zeros.astype(np.uint16)),
             "amt_cents": pa.array(np.exp(rng.normal(8, 1, n)).astype(np.int32)),

@@ -23,7 +23,7 @@ from spearhead import codes, reasons, scoring
 from spearhead.features import WIDTH
 from spearhead.files import Files
 from spearhead.model import Model
-from spearhead.schema import CATEGORIES, STATES, features_schema
+from spearhead.schema import CATEGORIES, STATES, came_together, features_schema
 from spearhead.segment import SegmentInfo, read_segment, write_segment
 from spearhead.shap import compile_paths, tabulate
 from spearhead.trees import compile_trees
@@ -39,7 +39,7 @@ def feature_batch(rows: int, seed: int = 1) -> pa.RecordBatch:
     columns = {
         "trans_num": pa.array([f"{i:032x}" for i in rng.integers(0, 2**63, rows)]),
         "event_time": 1_700_000_000_000_000 + np.sort(rng.integers(0, 3_600_000_000 * 10, rows)),
-        "ingested_at": np.full(rows, time.time_ns() // 1000 - 100_000),
+        "ingested_at": came_together(rows, time.time_ns() // 1000 - 100_000),
         "card": rng.integers(0, 2**63, rows, dtype=np.uint64),
         "last4": rng.integers(0, 10_000, rows).astype(np.uint16),
         "amt_cents": rng.integers(1, 50_000, rows).astype(np.int32),

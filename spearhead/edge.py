@@ -19,7 +19,17 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from spearhead.mask import LONG_NUMBER, mask
-from spearhead.schema import CATEGORIES, FIRST_NAME, MAX_AMOUNT_CENTS, MERCHANT, RAW, STATES, TIME, UNKNOWN_LABEL
+from spearhead.schema import (
+    CATEGORIES,
+    FIRST_NAME,
+    MAX_AMOUNT_CENTS,
+    MERCHANT,
+    RAW,
+    STATES,
+    TIME,
+    UNKNOWN_LABEL,
+    came_together,
+)
 from spearhead.tokens import Tokenizer
 
 REQUIRED: Final = (
@@ -119,7 +129,7 @@ def to_batch(accepted: pl.DataFrame, tokens: Tokenizer) -> pa.RecordBatch:
     columns: dict[str, pa.Array] = {
         "trans_num": accepted["trans_num"].to_arrow().cast(pa.string()),
         "event_time": accepted["event_time"].cast(pl.Int64).to_arrow().view(TIME),
-        "ingested_at": pa.array(np.zeros(rows, np.int64)).view(TIME),
+        "ingested_at": came_together(rows, 0),
         "card": pa.array(tokens.tokens(cards.to_list())[codes]),
         "last4": pa.array(last4[codes]),
         "merchant": _coded(accepted["merchant"], MERCHANT),

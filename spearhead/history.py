@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from spearhead import kernel
 from spearhead.features import FEATURES_VERSION, WIDTH
 from spearhead.kernel import HEAP, KEY, LAST, LENGTH, OFFSET, RECENT, SHAPE, START, WORDS
-from spearhead.schema import RAW
+from spearhead.schema import NO_RAW_ROWS
 
 DAY_US: Final = 86_400_000_000
 STATE_FORMAT: Final = 1
@@ -345,9 +345,8 @@ def _resized(array: NDArray[Any], length: int) -> NDArray[Any]:
 def warm() -> None:
     """Compile the kernel's functions, or load them from numba's cache."""
     history = History(card_max=1)
-    empty = pa.RecordBatch.from_arrays([pa.array([], field.type) for field in RAW], schema=RAW)
-    history.transform(empty)
+    history.transform(NO_RAW_ROWS)
     nothing = np.empty(0, np.int64)
-    history.label(Labels(merchant_hashes(empty.column("merchant")), nothing, *2 * [nothing.astype(np.int8)]))
+    history.label(Labels(merchant_hashes(NO_RAW_ROWS.column("merchant")), nothing, *2 * [nothing.astype(np.int8)]))
     History.restore(history.arrays())
     kernel.remove_records(history._cards.store, history._cards.recent, np.zeros(0, np.bool_))

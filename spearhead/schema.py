@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
 import pyarrow as pa
 
 CATEGORIES: Final = (
@@ -30,6 +31,7 @@ LAST_TIME_US: Final = 158_731_488_000_000_000  # the year 7000; the clock of the
 UNKNOWN_LABEL: Final = -1
 
 TIME = pa.timestamp("us", tz="UTC")
+INGESTED = pa.dictionary(pa.uint16(), TIME)  # rows that came together share a time
 MERCHANT = pa.dictionary(pa.uint16(), pa.string())
 MERCHANTS_MAX: Final = 65_536  # different ones in a segment
 FIRST_NAME = pa.dictionary(pa.int16(), pa.string())
@@ -38,7 +40,7 @@ FIRST_NAME = pa.dictionary(pa.int16(), pa.string())
 IDENTITY: Final = (
     pa.field("trans_num", pa.string(), nullable=False),
     pa.field("event_time", TIME, nullable=False),
-    pa.field("ingested_at", TIME, nullable=False),
+    pa.field("ingested_at", INGESTED, nullable=False),
     pa.field("card", pa.uint64(), nullable=False),  # keyed token, never the number
     pa.field("last4", pa.uint16(), nullable=False),
     pa.field("amt_cents", pa.int32(), nullable=False),
@@ -61,6 +63,12 @@ RAW: Final = pa.schema(
         pa.field("dob", pa.date32(), nullable=False),
     ]
 )
+NO_RAW_ROWS: Final = pa.RecordBatch.from_arrays([pa.nulls(0, field.type) for field in RAW], schema=RAW)
+
+
+def came_together(rows: int, at: int) -> pa.DictionaryArray:
+    """``ingested_at`` of rows that all came at ``at``, us since 1970."""
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.uint16)), pa.array([at], TIME))
 
 
 def features_schema(width: int) -> pa.Schema:
@@ -127,7 +135,7 @@ RESULTS: Final = pa.schema(
         pa.field("decision", CODED, nullable=False),  # one of DECISIONS
         pa.field("is_fraud", pa.bool_(), nullable=True),
         pa.field("model_version", CODED, nullable=False),  # "v000001"
-        pa.field("ingested_at", TIME, nullable=False),
+        pa.field("ingested_at", INGESTED, nullable=False),
         pa.field("scored_at", CODED_TIME, nullable=False),  # one time a segment
         pa.field("scenario", pa.int8(), nullable=False),
     ]

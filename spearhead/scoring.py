@@ -108,7 +108,7 @@ def decide(
     sums = _empty_sums(len(hours))
     _sum_rows(
         scores, _numbers(batch, "amt_cents"), _numbers(batch, "category"), _numbers(batch, "state"),
-        _numbers(batch, "label"), event_time, _numbers(batch, "ingested_at"),
+        _numbers(batch, "label"), event_time, _ingested_at(batch),
         scored_at, threshold, train_end, hours, _LATENCY_EDGES, _AMOUNT_EDGES, decisions, *sums,
     )  # fmt: skip
     _check(sums)
@@ -170,6 +170,14 @@ def _numbers(batch: pa.RecordBatch, name: str) -> NDArray[Any]:
         column = column.view(pa.int64())
     numbers: NDArray[Any] = column.to_numpy(zero_copy_only=True)
     return numbers
+
+
+def _ingested_at(batch: pa.RecordBatch) -> NDArray[np.int64]:
+    """When each row came, int64 us since 1970 (n,)."""
+    column = batch.column("ingested_at")
+    times: NDArray[np.int64] = column.dictionary.view(pa.int64()).to_numpy(zero_copy_only=True)
+    came: NDArray[np.int64] = times[column.indices.to_numpy(zero_copy_only=True)]
+    return came
 
 
 def _hours(event_time: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 from numpy.random import Generator
-from segments import raw_batch
+from segments import ingested, raw_batch
 
 from spearhead import codes, scoring
 from spearhead.files import Files
@@ -63,9 +63,7 @@ class Scorer:
             place = raw.schema.get_field_index("label")
             raw = raw.set_column(place, raw.schema.field(place), pa.array(np.full(rows, -1, np.int8)))
         index = raw.schema.get_field_index("ingested_at")
-        return raw.set_column(
-            index, raw.schema.field(index), pa.array(scored_at - waited, raw.schema.field(index).type)
-        )
+        return raw.set_column(index, raw.schema.field(index), ingested(scored_at - waited))
 
     def _decide(
         self, name: SegmentName, raw: pa.RecordBatch, info: SegmentInfo, scored_at: int, train_end: int

@@ -15,12 +15,17 @@ from spearhead.files import Files
 from spearhead.partition import LostError, Outcome, PartitionLog
 from spearhead.producer import Producer
 from spearhead.rejects import Reject
-from spearhead.schema import FIRST_NAME, MERCHANT, RAW, TIME
+from spearhead.schema import FIRST_NAME, INGESTED, MERCHANT, RAW, TIME
 from spearhead.segment import SegmentName
 from spearhead.volume import Volume
 
 FORBIDDEN_CENTS = 666  # ``Chain`` refuses rows of this amount
 START_US = 1_700_000_000_000_000
+
+
+def ingested(times: Any) -> pa.DictionaryArray:
+    """``ingested_at`` of rows that came at these times, us since 1970."""
+    return pa.array(np.asarray(times, np.int64), TIME).dictionary_encode().cast(INGESTED)
 
 
 def raw_batch(start: int, rows: int, cards: int = 7, cents: Sequence[int] | None = None) -> pa.RecordBatch:
@@ -29,7 +34,7 @@ def raw_batch(start: int, rows: int, cards: int = 7, cents: Sequence[int] | None
     columns: dict[str, Any] = {
         "trans_num": pa.array([f"{n:032x}" for n in number], pa.string()),
         "event_time": pa.array(START_US + number * 60_000_000, TIME),
-        "ingested_at": pa.array(START_US + number, TIME),
+        "ingested_at": ingested(START_US + number),
         "card": pa.array(number * 2_654_435_761 % cards, pa.uint64()),
         "last4": pa.array(number % 10_000, pa.uint16()),
         "amt_cents": pa.array(100 + number % 500 if cents is None else cents, pa.int32()),

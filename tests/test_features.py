@@ -22,6 +22,7 @@ from spearhead.features import CARD, FEATURES, MERCHANT, STATELESS, WIDTH
 from spearhead.history import DAY_US, History, StateError, columns
 from spearhead.schema import CATEGORIES, RAW
 from tests.reference_features import Reference, as_dicts, kilometres
+from tests.segments import ingested
 
 ROOT = Path(__file__).parents[1]
 SLICE = ROOT.parent / "shared" / "data" / "sparkov_slice.csv"
@@ -39,7 +40,9 @@ def make_batch(rows: list[dict[str, object]]) -> pa.RecordBatch:
         "dob": date(1980, 1, 1),
     }  # fmt: skip
     full = [default | row for row in rows]
-    return pa.RecordBatch.from_arrays([pa.array([r[f.name] for r in full], f.type) for f in RAW], schema=RAW)
+    arrays = {f.name: pa.array([r[f.name] for r in full], f.type) for f in RAW if f.name != "ingested_at"}
+    arrays["ingested_at"] = ingested([r["ingested_at"] for r in full])
+    return pa.RecordBatch.from_arrays([arrays[f.name] for f in RAW], schema=RAW)
 
 
 def merchant_keys(batch: pa.RecordBatch) -> list[int]:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from services.generator.pacing import CATCH_UP_SECONDS, Pacer
 from services.generator.population import population
-from services.generator.stage import Generator, check
+from services.generator.stage import INGEST_STEPS, Generator, check
 from services.generator.traffic import Traffic
 from spearhead.control import Control
 from spearhead.errors import ConfigurationError
@@ -222,6 +222,20 @@ def test_rows_say_when_they_came(volume: Volume, monkeypatch: pytest.MonkeyPatch
     assert came[-1] == before
     assert came[0] == pytest.approx(before - 249_000, abs=1_000)
     assert (np.diff(came) >= 0).all()
+
+
+def test_many_rows_share_the_times_at_which_they_came(volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    stage = stage_on(volume, generation_rate="4000", flush_seconds=0.1, segment_rows=1_000)
+    stage.step()
+    clock.now += 0.25
+    before = clock.wall()
+    assert stage.step() == 1000
+    came = published(volume)[0]["ingested_at"].cast("int64").to_numpy()
+    exact = before - 250_000 + np.arange(1, 1001) * 250
+    assert len(np.unique(came)) == INGEST_STEPS
+    assert ((came >= exact) & (came - exact <= 250_000 / INGEST_STEPS)).all()
+    assert came[-1] == before
 
 
 class Clock:

@@ -27,7 +27,7 @@ from spearhead.heartbeat import Heartbeat, Roster
 from spearhead.ledger import read_ledger
 from spearhead.model import ModelError, ModelStore
 from spearhead.reasons import strongest
-from spearhead.schema import CATEGORIES, RESULTS, STATES, TIME, features_schema
+from spearhead.schema import CATEGORIES, RESULTS, STATES, TIME, came_together, features_schema
 from spearhead.segment import SegmentInfo, SegmentName, read_segment, write_segment
 from spearhead.settings import Settings
 from spearhead.volume import Volume
@@ -73,7 +73,7 @@ def publish_features(volume, seq: int, rows: int = 40, width: int = WIDTH, produ
     made = {
         "trans_num": [f"{producer}-{seq}-{i}" for i in range(rows)],
         "event_time": np.sort(rng.integers(0, DAY_US, rows)),
-        "ingested_at": np.full(rows, time.time_ns() // 1000 - 1000),
+        "ingested_at": came_together(rows, time.time_ns() // 1000 - 1000),
         "card": rng.integers(0, 2**63, rows, dtype=np.uint64),
         "last4": rng.integers(0, 10_000, rows).astype(np.uint16),
         "amt_cents": rng.integers(1, 500_000, rows).astype(np.int32),

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from segments import ingested
 
 from spearhead import codes, scoring
 from spearhead.aggregate import HOUR_US, Aggregate, Group, amount_bucket, latency_bucket
@@ -40,6 +41,7 @@ def feature_batch(rows: int, seed: int = 0, **columns: np.ndarray) -> pa.RecordB
         "scenario": rng.integers(0, 7, rows).astype(np.int8),
         "features": codes.column(rng.random((rows, WIDTH), dtype=np.float32)),
     } | columns  # fmt: skip
+    made["ingested_at"] = ingested(made["ingested_at"])
     schema = features_schema(WIDTH)
     arrays = [
         pa.array(made[f.name], f.type) if not isinstance(made[f.name], pa.Array) else made[f.name] for f in schema

@@ -11,12 +11,12 @@ from __future__ import annotations
 import csv
 import hashlib
 import itertools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, AnyStr, ClassVar, Final, NamedTuple
 
 import msgspec
-import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,7 +27,7 @@ from services.api.ingest import finish, unfinished
 from services.api.taker import Taker
 from spearhead import edge
 from spearhead.rejects import LONGEST_NAME, Reason, Reject, dead_name, move_aside
-from spearhead.schema import RAW
+from spearhead.schema import RAW, came_together
 from spearhead.settings import Settings
 from spearhead.tokens import Tokenizer
 from spearhead.volume import Volume
@@ -266,5 +266,4 @@ def _places(path: Path, header: list[str], layout: Layout) -> list[int | None]:
 def _stamped(batch: pa.RecordBatch) -> pa.RecordBatch:
     """With the wall time at which the rows came in: now."""
     index = RAW.get_field_index("ingested_at")
-    now = np.full(batch.num_rows, np.datetime64("now", "us").astype(np.int64))
-    return batch.set_column(index, RAW.field(index), pa.array(now).view(RAW.field(index).type))
+    return batch.set_column(index, RAW.field(index), came_together(batch.num_rows, time.time_ns() // 1000))

@@ -38,7 +38,7 @@ from spearhead.lease import Lease
 from spearhead.mask import mask
 from spearhead.producer import Producer, SupersededError
 from spearhead.runner import iso_now
-from spearhead.schema import RAW, UNKNOWN_LABEL
+from spearhead.schema import RAW, UNKNOWN_LABEL, came_together
 from spearhead.segment import SegmentName
 from spearhead.settings import Settings
 from spearhead.tokens import Tokenizer
@@ -122,7 +122,7 @@ def check(rows: pl.DataFrame, tokens: Tokenizer) -> Checked:
 def _unlabelled(batch: pa.RecordBatch, now: int) -> pa.RecordBatch:
     rows = batch.num_rows
     columns = {
-        "ingested_at": pa.array(np.full(rows, now, np.int64)).view(RAW.field("ingested_at").type),
+        "ingested_at": came_together(rows, now),
         "label": pa.array(np.full(rows, UNKNOWN_LABEL, np.int8)),
     }
     for name, column in columns.items():

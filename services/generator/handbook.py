@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from services.generator import cache
 from services.generator.source import Chunk
-from spearhead.schema import CATEGORIES, RAW, SCENARIOS, STATES
+from spearhead.schema import CATEGORIES, RAW, SCENARIOS, STATES, came_together
 from spearhead.volume import Volume
 
 START_US: Final = 1_522_540_800_000_000  # 2018-04-01T00:00Z
@@ -197,7 +197,7 @@ class Handbook:
         columns = {
             "trans_num": _ids(first, count),
             "event_time": START_US + rows["second"].astype(np.int64) * 1_000_000,
-            "ingested_at": np.zeros(count, np.int64),
+            "ingested_at": came_together(count, 0),
             "card": self._tokens[customer],
             "amt_cents": rows["cents"],
             "merchant": pa.DictionaryArray.from_arrays(code.astype(np.uint16), self._names.take(pa.array(used))),

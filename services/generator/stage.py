@@ -20,12 +20,13 @@ from spearhead.heartbeat import Roster
 from spearhead.lease import Lease
 from spearhead.producer import Position, Producer, SupersededError
 from spearhead.runner import iso_now
-from spearhead.schema import MERCHANTS_MAX, RAW, TIME
+from spearhead.schema import MERCHANTS_MAX, NO_RAW_ROWS, RAW, TIME
 from spearhead.settings import Settings, parse_rate
 from spearhead.stage import Stage
 from spearhead.volume import Volume
 
 SLOTS: Final = 64  # replicas of an endless synthetic generator
+INGEST_STEPS: Final = 256  # times of ingest in a segment
 LOOK_SECONDS: Final = 0.1  # backlog and free space are looked at this often
 IDLE_LOOK_SECONDS: Final = 1.0  # at a rate of zero
 SLOT_SECONDS: Final = 0.5  # a worker without a slot looks for one this often
@@ -241,10 +242,7 @@ class Generator(Stage):
         assert self._source is not None
         since = self._pacer.seconds_due()
         taken_at = time.time_ns() // 1000
-        if rows:
-            chunk = self._source.take(rows)
-        else:
-            chunk = Chunk(pa.RecordBatch.from_pylist([], RAW), [], position.cursor, position.watermark, True)
+        chunk = self._source.take(rows) if rows else Chunk(NO_RAW_ROWS, [], position.cursor, position.watermark, True)
         count = chunk.batch.num_rows + len(chunk.rejected)
         self._pacer.taken(count)
         ended = chunk.ended or position.rows + position.rejected + count >= (self.settings.rows or float("inf"))
@@ -262,11 +260,18 @@ class Generator(Stage):
 
 
 def _stamped(batch: pa.RecordBatch, now: int, since: int) -> pa.RecordBatch:
-    """``batch`` with the wall time at which each row came: evenly over the ``since`` us in which they fell due."""
+    """``batch`` with the wall time at which each row came: evenly over the ``since`` us in which they fell due.
+
+    Rows share one of at most INGEST_STEPS times, the one at which the last of them came.
+    """
     rows = batch.num_rows
-    times = now - since + np.arange(1, rows + 1, dtype=np.int64) * since // max(rows, 1)
+    steps = min(rows, INGEST_STEPS)
+    ends = -(-np.arange(1, steps + 1, dtype=np.int64) * rows // max(steps, 1))  # rows up to the last of each step
+    times = now - since + ends * since // max(rows, 1)
+    shares = (np.arange(rows, dtype=np.int64) * steps // max(rows, 1)).astype(np.uint16)
     index = RAW.get_field_index("ingested_at")
-    return batch.set_column(index, RAW.field(index), pa.Array.from_buffers(TIME, rows, [None, pa.py_buffer(times)]))
+    stamps = pa.DictionaryArray.from_arrays(pa.array(shares), pa.array(times, TIME))
+    return batch.set_column(index, RAW.field(index), stamps)
 
 
 def open_source(settings: Settings, volume: Volume, slot: int, cursor: str) -> Source:

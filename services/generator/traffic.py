@@ -46,7 +46,7 @@ from services.generator.scenarios import (
     no_purchases,
 )
 from services.generator.source import Chunk
-from spearhead.schema import CATEGORIES, RAW
+from spearhead.schema import CATEGORIES, RAW, came_together
 
 START_US: Final = 1_704_067_200_000_000  # 2024-01-01T00:00Z, a Monday
 PER_CARD_AND_DAY: Final = 3.0
@@ -368,7 +368,7 @@ class Traffic:
         used = _compact(out.merchant, len(self._merchants))
         given = {
             "trans_num": pa.StringArray.from_buffers(rows, pa.py_buffer(offsets), pa.py_buffer(out.trans_num)),
-            "ingested_at": np.zeros(rows, np.int64),
+            "ingested_at": came_together(rows, 0),
             "merchant": pa.DictionaryArray.from_arrays(
                 out.merchant.astype(np.uint16), self._merchants.take(pa.array(used))
             ),
