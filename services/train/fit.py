@@ -171,7 +171,7 @@ def parameters(options: Options) -> dict[str, Any]:
         "learning_rate": 0.1,
         "max_bin": 512,
         "base_score": 0.5,
-        "colsample_bynode": 0.5,
+        "colsample_bynode": 0.3,
         "min_child_weight": 1.0,
         "reg_lambda": 1.0,
         "seed": options.seed,
