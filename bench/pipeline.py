@@ -3,7 +3,8 @@
 Fresh local volumes; fsync, training and API on. In one run, one after the other: flat out (rows scored and in the
 ledger a second, the median of three windows); the floor with the model that run trained (``bench.floor``); at 100,000
 and at 10,000 rows a second with that model (ingest to decision). One JSON object on standard output:
-``tx_per_s``, ``floor_tx_per_s``, ``ratio`` and ``p99_ms_at_100k`` first.
+``tx_per_s``, ``floor_tx_per_s``, ``ratio`` and ``p99_ms_at_100k`` first. The warm-up covers the first minute, in which
+trainings follow one another while history fills; ``bench.hold`` has those in it that come every so often after.
 """
 
 from __future__ import annotations
@@ -258,7 +259,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=20.0, help="length of a window")
     parser.add_argument("--windows", type=int, default=3)
     parser.add_argument(
-        "--warm-up", type=float, default=15.0, help="seconds from the first scored row to the first window"
+        "--warm-up", type=float, default=60.0, help="seconds from the first scored row"
     )
     parser.add_argument("--inference", type=int, default=1, help="inference processes")
     return parser.parse_args(words)
