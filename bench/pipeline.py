@@ -258,9 +258,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, help="where the volumes are made (a local disk)")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of a window")
     parser.add_argument("--windows", type=int, default=3)
-    parser.add_argument(
-        "--warm-up", type=float, default=60.0, help="seconds from the first scored row"
-    )
+    parser.add_argument("--warm-up", type=float, default=60.0, help="seconds from the first scored row")
     parser.add_argument("--inference", type=int, default=1, help="inference processes")
     return parser.parse_args(words)
 
