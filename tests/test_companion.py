@@ -111,6 +111,28 @@ def test_prep_killed_at_any_call_publishes_each_companion_before_its_features(tm
         shutil.rmtree(root)
 
 
+def test_companions_are_durable_before_their_features_are_visible(tmp_path: Path) -> None:
+    """Else a power cut may keep the features and lose what they need."""
+    files = FaultingFiles()
+    volume = volume_at(tmp_path, files)
+    publish(volume, (5, 8))
+    log = open_log(volume)
+    del files.log[:]
+    while log.step():
+        pass
+    unsynced: set[str] = set()
+    seen = 0
+    for call, path in files.log:
+        if (call, path) == ("fsync", volume.companions):
+            unsynced.clear()
+        elif call == "rename" and path.parent == volume.companions:
+            unsynced.add(path.name)
+        elif call == "rename" and path.parent == volume.features / "ready":
+            assert path.name not in unsynced
+            seen += 1
+    assert seen == 2
+
+
 def test_a_companion_that_a_power_cut_brought_back_is_removed_and_one_that_waits_is_not(tmp_path: Path) -> None:
     volume = prepared(tmp_path)
     first = companion(volume, segment_name(1))
