@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Final
 
 _START_WRITING: Final = 2  # SYNC_FILE_RANGE_WRITE
-_sync_file_range: Final = getattr(ctypes.CDLL(None), "sync_file_range", None)  # Linux has it
+_sync_file_range: Final = getattr(ctypes.CDLL(None), "sync_file_range", None)  # Linux has it, as the next one
+_fadvise: Final = getattr(os, "posix_fadvise", None)
 if _sync_file_range is not None:
     _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
@@ -148,14 +149,14 @@ class Files:
 
         Only a hint: pages that someone has mapped stay. The file may be gone.
         """
-        if not self.fsync:  # the hint would have pages written that are to stay in memory
+        if not self.fsync or _fadvise is None:  # without fsync the hint would write pages that are to stay in memory
             return
         try:
             descriptor = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
             return
         try:
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            _fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)
 
