@@ -11,6 +11,7 @@ from ledgers import DELAY_US, MODEL, Scorer
 from processes import wait_until
 
 from services.api.joiner import Joiner, waiting_labels
+from services.api.taker import Means
 from services.prep.sample import Share
 from services.prep.work import FeatureWork
 from spearhead.aggregate import Feedback, Outcomes
@@ -64,7 +65,7 @@ class Bench:
     def joiner(self, files: Files | None = None) -> Joiner:
         log = structlog.wrap_logger(structlog.ReturnLogger())
         volume = Volume(self.volume.root, files or Files(fsync=False))
-        return Joiner(volume, self.settings, lambda: False, log, clock=lambda: self.now)
+        return Joiner(Means(volume, self.settings, lambda: False, log), clock=lambda: self.now)
 
     def look(self, files: Files | None = None) -> None:
         """What a process does from its start: the second look finds the files as they were."""

@@ -16,6 +16,7 @@ from sparkov import row, rows, write_csv
 
 from services.api import inbox as module
 from services.api.inbox import Inbox
+from services.api.taker import Means
 from spearhead import rejects
 from spearhead.dead import DeadCounter
 from spearhead.files import Files
@@ -50,7 +51,8 @@ class Killed(Files):
 def inbox(volume: Volume, files: Files | None = None, held_back: bool = False) -> Inbox:
     settings = Settings(flashblade_path=volume.root, fsync=False, lease_seconds=0.05)
     log = structlog.wrap_logger(structlog.ReturnLogger())
-    return Inbox(Volume(volume.root, files or Files(fsync=False)), settings, lambda: TOKENS, lambda: held_back, log)
+    means = Means(Volume(volume.root, files or Files(fsync=False)), settings, lambda: held_back, log)
+    return Inbox(means, lambda: TOKENS)
 
 
 def take(box: Inbox) -> None:

@@ -16,6 +16,7 @@ from services.api.joiner import Joiner
 from services.api.limiter import Limiter
 from services.api.reader import Reader
 from services.api.snapshot import Snapshot
+from services.api.taker import Means
 from spearhead.settings import Settings
 from spearhead.tokens import Tokenizer, tokenizer
 from spearhead.volume import Volume
@@ -46,8 +47,9 @@ class Context:
         self._ingest_lock = threading.Lock()
         self._tokens: Tokenizer | None = None
         self._tokens_lock = threading.Lock()
-        self._joiner = Joiner(volume, settings, lambda: self.held_back() is not None, log)
-        self._inbox = Inbox(volume, settings, self.tokens, lambda: self.held_back() is not None, log)
+        means = Means(volume, settings, lambda: self.held_back() is not None, log)
+        self._joiner = Joiner(means)
+        self._inbox = Inbox(means, self.tokens)
 
     def answers(self) -> Answers:
         """Of the newest snapshot; serialised at most once for each."""

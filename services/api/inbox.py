@@ -20,17 +20,14 @@ import msgspec
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-import structlog
 
 from services.api.dropped import LOOK_SECONDS, Dropped
 from services.api.ingest import finish, unfinished
-from services.api.taker import Taker
+from services.api.taker import Means, Taker
 from spearhead import edge
 from spearhead.rejects import LONGEST_NAME, Reason, Reject, dead_name, move_aside
 from spearhead.schema import RAW, came_together
-from spearhead.settings import Settings
 from spearhead.tokens import Tokenizer
-from spearhead.volume import Volume
 
 PRODUCER: Final = "i00"
 BATCH: Final = 30_000  # records in a segment: the same after a kill, so that a cut-short flush is made again alike
@@ -58,15 +55,8 @@ class Inbox(Taker):
     name: ClassVar[str] = "inbox"
     slot: ClassVar[str] = PRODUCER
 
-    def __init__(
-        self,
-        volume: Volume,
-        settings: Settings,
-        tokens: Callable[[], Tokenizer],
-        held_back: Callable[[], bool],
-        log: structlog.BoundLogger,
-    ) -> None:
-        super().__init__(volume, settings, held_back, log, Dropped(volume.files, volume.raw_data / "inbox"))
+    def __init__(self, means: Means, tokens: Callable[[], Tokenizer]) -> None:
+        super().__init__(means, Dropped(means.volume.files, means.volume.raw_data / "inbox"))
         self._tokens = tokens
 
     def look(self) -> None:

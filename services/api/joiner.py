@@ -17,19 +17,17 @@ from typing import Any, ClassVar, Final, NamedTuple
 
 import msgspec
 import pyarrow as pa
-import structlog
 
 from services.api import labels
 from services.api.decisions import Decisions
 from services.api.dropped import Dropped
 from services.api.inbox import LONGEST_TEXT, Layout, UnreadableError, records, set_aside_name
 from services.api.labels import Label
-from services.api.taker import Taker
+from services.api.taker import Means, Taker
 from spearhead.decided import DECISION
 from spearhead.mask import mask, may_be_card
 from spearhead.rejects import Reason, Reject, move_aside
 from spearhead.schema import LABELS, MERCHANT
-from spearhead.settings import Settings
 from spearhead.volume import Volume
 
 PRODUCER: Final = "l00"
@@ -97,19 +95,12 @@ class Joiner(Taker):
     name: ClassVar[str] = "joiner"
     slot: ClassVar[str] = PRODUCER
 
-    def __init__(
-        self,
-        volume: Volume,
-        settings: Settings,
-        held_back: Callable[[], bool],
-        log: structlog.BoundLogger,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._waiting = folder_of_waiting(volume)
-        dropped = Dropped(volume.files, volume.raw_data / "labels", aside=self._waiting.name)
-        super().__init__(volume, settings, held_back, log, dropped)
+    def __init__(self, means: Means, clock: Callable[[], float] = time.time) -> None:
+        self._waiting = folder_of_waiting(means.volume)
+        folder = means.volume.raw_data / "labels"
+        super().__init__(means, Dropped(means.volume.files, folder, aside=self._waiting.name))
         self._clock = clock
-        self._decisions = Decisions(volume)
+        self._decisions = Decisions(means.volume)
         self._looked: dict[str, int] = {}  # waiting file -> server's time of the newest results it was looked up in, ns
 
     def look(self) -> None:

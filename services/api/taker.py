@@ -6,7 +6,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import structlog
 
@@ -21,29 +21,28 @@ from spearhead.settings import Settings
 from spearhead.volume import Volume, VolumeError
 
 
+class Means(NamedTuple):
+    """What every taker works with. ``held_back`` says whether no rows may be taken now."""
+
+    volume: Volume
+    settings: Settings
+    held_back: Callable[[], bool]
+    log: structlog.BoundLogger
+
+
 class Taker(ABC):
     """A thread that looks at the folder every LOOK_SECONDS, and beats and holds the slot's lease while it has work."""
 
     name: ClassVar[str]  # in logs
     slot: ClassVar[str]  # the producer that it is
 
-    def __init__(
-        self,
-        volume: Volume,
-        settings: Settings,
-        held_back: Callable[[], bool],
-        log: structlog.BoundLogger,
-        dropped: Dropped,
-    ) -> None:
-        self._volume = volume
-        self._settings = settings
-        self._held_back = held_back
-        self._log = log
+    def __init__(self, means: Means, dropped: Dropped) -> None:
+        self._volume, self._settings, self._held_back, self._log = means
         self._dropped = dropped
         self._folder: Path = dropped.folder
         self._worker = worker_name()
-        self._roster = Roster(volume, settings.lease_seconds)
-        self._lease = Lease(volume.files, volume.control / "slots" / self.slot, self._worker)
+        self._roster = Roster(self._volume, self._settings.lease_seconds)
+        self._lease = Lease(self._volume.files, self._volume.control / "slots" / self.slot, self._worker)
         self._producer: Producer | None = None
         self._epoch = 0
         self._taken = 0  # rows or labels
