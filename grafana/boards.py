@@ -373,12 +373,14 @@ MODEL: Final = (
     ),
     lines(
         "Drift of scores and labels", "PSI of the risk score; the fraud rate of matured labels over that of training; "
-        "frauds found over the sum of scores, and between which ends chance leaves that.", "none",
+        "frauds found over the sum of scores; and between which ends chance leaves these two.", "none",
         Query("max(spearhead_drift_score_psi)", "score PSI"),
         Query("max(spearhead_drift_label_ratio)", "fraud rate over training's"),
+        Query("max(spearhead_drift_label_ratio_low)", "fraud rate, at least"),
+        Query("max(spearhead_drift_label_ratio_high)", "fraud rate, at most"),
         Query("max(spearhead_drift_calibration_ratio)", "frauds over expected"),
-        Query("max(spearhead_drift_calibration_ratio_low)", "at least"),
-        Query("max(spearhead_drift_calibration_ratio_high)", "at most"),
+        Query("max(spearhead_drift_calibration_ratio_low)", "frauds, at least"),
+        Query("max(spearhead_drift_calibration_ratio_high)", "frauds, at most"),
     ),
     lines(
         "Feedback", "Labels a second that came by POST /api/labels or raw-data/labels/, and what became of them.",
