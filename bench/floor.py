@@ -95,7 +95,11 @@ def _rounds(model: Any, settings: Settings, slot: int) -> Iterator[tuple[int, li
     people = population(settings.cards, settings.merchants, settings.seed)
     source = Traffic(people, settings.seed, slot, settings.fraud_rate)
     history = History(
-        settings.card_state_max, settings.merchant_state_max, settings.label_delay_us, settings.partitions
+        settings.card_state_max,
+        settings.merchant_state_max,
+        settings.label_delay_us,
+        settings.partitions,
+        settings.card_idle_us,
     )
     while True:
         marks = [time.process_time_ns()]

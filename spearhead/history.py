@@ -19,10 +19,11 @@ from spearhead.kernel import HEAP, KEY, LAST, LENGTH, OFFSET, RECENT, SHAPE, STA
 from spearhead.schema import NO_RAW_ROWS
 
 DAY_US: Final = 86_400_000_000
-STATE_FORMAT: Final = 1
+STATE_FORMAT: Final = 2
 _LINE: Final = 64  # bytes of a cache line
 _FIRST_RECORDS: Final = 1024
 _EVICTED_SHARE: Final = 16  # of a full store, the idlest 1/16 go at once
+_GROWTH: Final = 4  # idle ones are looked for whenever a store has a quarter more records than the last look left
 _CARD_ENTRY, _MERCHANT_ENTRY = 1, 2  # words of a ring's entry
 
 
@@ -31,12 +32,27 @@ class StateError(ValueError):
 
 
 class Records:
-    """A store of the kernel that grows: at most ``limit`` records, beyond that the longest idle are forgotten."""
+    """A store of the kernel that grows: at most ``limit`` records, beyond that the longest idle are forgotten.
 
-    def __init__(self, limit: int, entry_words: int, remembers: bool, *, records: int = 0, ring_words: int = 0) -> None:
+    Those idle for more than ``idle_us`` of event time are forgotten before. They are looked for when a new one comes
+    and ``look_at`` are there: by the number of records alone, so that neither batches nor a restart change what goes.
+    """
+
+    def __init__(
+        self,
+        limit: int,
+        entry_words: int,
+        remembers: bool,
+        *,
+        idle_us: int | None = None,
+        records: int = 0,
+        ring_words: int = 0,
+    ) -> None:
         if limit < 1:
             raise ValueError(f"a history needs room for one record at least, not {limit}")
         self.limit = limit
+        self.idle_us = idle_us
+        self.look_at = limit if idle_us is None else 1
         self.entry_words = entry_words
         self.remembers = remembers
         self.evicted = 0
@@ -62,12 +78,17 @@ class Records:
     def nbytes(self) -> int:
         return sum(array.nbytes for array in (self.words, self.recent, self.table, self.ring))
 
+    @property
+    def room(self) -> int:
+        """Records there may be before ``make_room`` must be asked for another."""
+        return min(self.capacity, self.look_at)
+
     def make_room(self) -> None:
         """Room for one more record at least."""
-        if self.capacity < self.limit:
+        if self.count[0] == self.look_at:
+            self._forget()
+        if self.count[0] == self.capacity:
             self._set_capacity(min(self.limit, 2 * self.capacity))
-        else:
-            self._evict()
 
     def grow_ring(self) -> None:
         """Room for one more block at least: the largest is a fraction of the growth."""
@@ -83,11 +104,34 @@ class Records:
             self.table = np.zeros(slots, np.int64)
             kernel.index_records(self.store)
 
-    def _evict(self) -> None:
+    def _forget(self) -> None:
+        """Forget the idle; of a full store at least the idlest 1/16."""
+        count = int(self.count[0])
+        last = self.words[: count * WORDS].reshape(count, WORDS)[:, LAST]
+        many = self._idle(last)
+        if count == self.limit:
+            many = max(many, 1, count // _EVICTED_SHARE)
+        if many:
+            self._evict(many)
+        left = count - many
+        if self.idle_us is not None:
+            self.look_at = min(self.limit, left + max(1, left // _GROWTH))
+
+    def _idle(self, last: NDArray[np.int64]) -> int:
+        """How many have been idle too long, of newest event times (n,).
+
+        Now is a time that a sixteenth has passed: one row with a wrong date must not make all others look idle.
+        """
+        if self.idle_us is None:
+            return 0
+        place = len(last) - 1 - len(last) // _EVICTED_SHARE
+        now = np.partition(last, place)[place]
+        return int(np.count_nonzero(last < now - self.idle_us))
+
+    def _evict(self, many: int) -> None:
         """Forget the longest idle: by newest event time, then by key, so that no layout decides."""
         count = int(self.count[0])
         records = self.words[: count * WORDS].reshape(count, WORDS)
-        many = max(1, count // _EVICTED_SHARE)
         latest = np.partition(records[:, LAST], many - 1)[many - 1]
         gone = records[:, LAST] < latest
         ties = np.flatnonzero(records[:, LAST] == latest)
@@ -114,13 +158,19 @@ class Records:
 
     @classmethod
     def restore(
-        cls, arrays: Mapping[str, NDArray[Any]], name: str, limit: int, entry_words: int, remembers: bool
+        cls,
+        arrays: Mapping[str, NDArray[Any]],
+        name: str,
+        limit: int,
+        entry_words: int,
+        remembers: bool,
+        idle_us: int | None = None,
     ) -> Records:
         words, entries = arrays[f"{name}_records"], arrays[f"{name}_entries"]
         count = len(words) // WORDS
         # A ring has at most twice the words in use, the smallest apart.
         room = 2 * len(entries) + count * (1 << kernel.FIRST_BLOCK)
-        records = cls(limit, entry_words, remembers, records=count, ring_words=room)
+        records = cls(limit, entry_words, remembers, idle_us=idle_us, records=count, ring_words=room)
         records.words[: len(words)] = words
         records.count[0] = count
         if remembers:
@@ -148,9 +198,10 @@ class History:
     """Features of transactions from those before them.
 
     ``card_max`` and ``merchant_max`` bound what is remembered; the longest idle are forgotten first, 1/16 at a time.
+    Cards are forgotten earlier once they have been idle for more than ``card_idle_us`` of event time.
     A label counts toward its merchant's risk for rows at least ``label_delay_us`` younger. With ``partitions`` P > 1
     this history sees a P-th of each merchant's traffic, and merchant counts are multiplied by P.
-    Raises ValueError on a limit below 1 or a negative delay.
+    Raises ValueError on a limit below 1 or a negative time.
     """
 
     def __init__(
@@ -159,12 +210,17 @@ class History:
         merchant_max: int = 1_000_000,
         label_delay_us: int = 7 * DAY_US,
         partitions: int = 1,
+        card_idle_us: int = 400 * DAY_US,
     ) -> None:
-        if label_delay_us < 0 or partitions < 1:
-            raise ValueError(f"label delay {label_delay_us} us, {partitions} partitions: must be >= 0 and >= 1")
+        if min(label_delay_us, card_idle_us) < 0 or partitions < 1:
+            raise ValueError(
+                f"label delay {label_delay_us} us, idle time {card_idle_us} us, {partitions} partitions: "
+                "must be >= 0, >= 0 and >= 1"
+            )
         self.label_delay_us = label_delay_us
         self.partitions = partitions
-        self._cards = Records(card_max, _CARD_ENTRY, remembers=True)
+        self.card_idle_us = card_idle_us
+        self._cards = Records(card_max, _CARD_ENTRY, remembers=True, idle_us=card_idle_us)
         self._merchants = Records(merchant_max, _MERCHANT_ENTRY, remembers=False)
         self._counters = np.zeros(3, np.int64)
 
@@ -175,7 +231,7 @@ class History:
         row, status = 0, -1
         while status != kernel.DONE:
             begin = row
-            limits = kernel.Limits(self._cards.capacity, self._merchants.capacity, self.label_delay_us, self.partitions)
+            limits = kernel.Limits(self._cards.room, self._merchants.room, self.label_delay_us, self.partitions)
             row, status = kernel.advance(
                 rows, begin, self._cards.store, self._cards.recent, self._merchants.store, limits, self._counters,
                 kernel.scratch(len(rows.name_hash)), out,
@@ -251,7 +307,8 @@ class History:
         """The state for a checkpoint: one-dimensional arrays of numbers, copies."""
         numbers = [
             STATE_FORMAT, FEATURES_VERSION, self._cards.limit, self._merchants.limit, self.label_delay_us,
-            self.partitions, self._cards.evicted, self._merchants.evicted, *self._counters.tolist(),
+            self.partitions, self.card_idle_us, self._cards.look_at, self._cards.evicted, self._merchants.evicted,
+            *self._counters.tolist(),
         ]  # fmt: skip
         return {
             "numbers": np.array(numbers, np.int64),
@@ -266,14 +323,14 @@ class History:
             numbers = arrays["numbers"].tolist()
             if numbers[:2] != [STATE_FORMAT, FEATURES_VERSION]:
                 raise StateError(f"state of format and features {numbers[:2]}, not {[STATE_FORMAT, FEATURES_VERSION]}")
-            _, _, card_max, merchant_max, label_delay_us, partitions, *_ = numbers
-            history = cls(card_max, merchant_max, label_delay_us, partitions)
-            history._cards = Records.restore(arrays, "card", card_max, _CARD_ENTRY, remembers=True)
+            _, _, card_max, merchant_max, label_delay_us, partitions, card_idle_us, *_ = numbers
+            history = cls(card_max, merchant_max, label_delay_us, partitions, card_idle_us)
+            history._cards = Records.restore(arrays, "card", card_max, _CARD_ENTRY, True, card_idle_us)
             history._merchants = Records.restore(arrays, "merchant", merchant_max, _MERCHANT_ENTRY, remembers=False)
         except KeyError as error:
             raise StateError(f"array {error} is missing") from error
-        history._cards.evicted, history._merchants.evicted = numbers[6:8]
-        history._counters[:] = numbers[8:]
+        history._cards.look_at, history._cards.evicted, history._merchants.evicted = numbers[7:10]
+        history._counters[:] = numbers[10:]
         return history
 
 

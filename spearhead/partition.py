@@ -49,7 +49,8 @@ from spearhead.volume import Volume
 LABEL_SUFFIX: Final = ".labels.json"  # the aggregate of a segment of labels, as it is staged
 MAX_TRIES: Final = 3
 MAX_DEATHS: Final = 5
-CHECKPOINT_SHARE: Final = 0.03  # of the time may go into checkpoints
+CHECKPOINT_SHARE: Final = 0.03  # of the time may go into writing checkpoints
+CHECKPOINT_ROWS: Final = 1 << 27  # taken without one at most: what a replay takes in, and half of what raw keeps
 COLLECT_SECONDS: Final = 30.0
 
 _RAW: Final = frozenset(RAW.names)
@@ -247,6 +248,7 @@ class PartitionLog:
         self._rebuild()
         self._count_death()
         self._checkpointed = self._clock()
+        self._checkpointed_rows = self.commit.consumed
         self._collected = self._checkpointed - COLLECT_SECONDS
         self._loaded = True
         self._clean()
@@ -725,12 +727,12 @@ class PartitionLog:
     def checkpoint(self, force: bool = False) -> bool:
         """Write a checkpoint if one is due (or ``force``) and remove what it covers; whether one was written.
 
-        Due: something was committed since, ``checkpoint_seconds`` have passed, and checkpoints have taken at most
-        CHECKPOINT_SHARE of the time. Raises LostError, OSError (a full disk).
+        Due: something was committed since, ``checkpoint_seconds`` have passed, and writing checkpoints has taken at
+        most CHECKPOINT_SHARE of the time, or CHECKPOINT_ROWS were taken. Raises LostError, OSError (a full disk).
         """
-        idle = self._clock() - self._checkpointed
-        due = force or idle >= max(self._checkpoint_seconds, self.checkpoint_cost / CHECKPOINT_SHARE)
-        if not self._loaded or self._pending is not None or self.commit.step == self.checkpoint_step or not due:
+        if not self._loaded or self._pending is not None or self.commit.step == self.checkpoint_step:
+            return False
+        if not (force or self._is_due()):
             return False
         started = self._clock()
         name = CheckpointName(self._epoch, self.commit.step)
@@ -743,10 +745,19 @@ class PartitionLog:
         finally:
             self._checkpointed = self._clock()
         self.checkpoint_step = name.step
-        self._clean()
-        self._checkpointed = self._clock()
+        self._checkpointed_rows = self.commit.consumed
+        # Not the removal of what is covered: it goes with the traffic, however far apart checkpoints are. Counted in,
+        # it would put them farther apart the more there is to remove, without end.
         self.checkpoint_cost = self._checkpointed - started
+        self._clean()
         return True
+
+    def _is_due(self) -> bool:
+        idle = self._clock() - self._checkpointed
+        if idle < self._checkpoint_seconds:
+            return False
+        rows = self.commit.consumed - self._checkpointed_rows
+        return idle >= self.checkpoint_cost / CHECKPOINT_SHARE or rows >= CHECKPOINT_ROWS
 
     def _clean(self) -> None:
         """Remove old checkpoints, then the inputs and commits that the older of the two kept covers."""

@@ -73,6 +73,9 @@ class Settings(BaseSettings):
         86_400.0, ge=0, description="How long a label waits for a decision to join before it is set aside"
     )
     card_state_max: int = Field(6_000_000, ge=1, description="Cards whose history prep keeps; longest idle go first")
+    card_idle_days: float = Field(
+        400.0, ge=7, description="Days of event time without a transaction after which prep forgets a card"
+    )
     merchant_state_max: int = Field(1_000_000, ge=1, description="Merchants whose history prep keeps")
     checkpoint_seconds: float = Field(10.0, gt=0, description="Least time between two checkpoints of prep")
 
@@ -142,6 +145,10 @@ class Settings(BaseSettings):
     @property
     def label_delay_us(self) -> int:
         return round(self.label_delay_days * 86_400_000_000)
+
+    @property
+    def card_idle_us(self) -> int:
+        return round(self.card_idle_days * 86_400_000_000)
 
 
 def parse_rate(text: str) -> float:

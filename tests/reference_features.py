@@ -53,11 +53,12 @@ class Merchant:
 class Reference:
     """``card_limit`` and the others as ``History`` takes them; ``row`` gives a dict of all features."""
 
-    def __init__(self, card_limit: int, merchant_limit: int, label_delay: int, partitions: int = 1) -> None:
-        self.card_limit, self.merchant_limit = card_limit, merchant_limit
+    def __init__(
+        self, card_limit: int, merchant_limit: int, label_delay: int, partitions: int = 1, card_idle: int = 400 * DAY
+    ) -> None:
         self.label_delay, self.partitions = label_delay, partitions
-        self.cards: dict[int, Card] = {}
-        self.merchants: dict[str, Merchant] = {}
+        self.cards = Memory(Card, card_limit, card_idle)
+        self.merchants = Memory(Merchant, merchant_limit, None)
         self.late = self.truncated = 0
 
     def row(self, row: dict[str, Any], merchant_key: int) -> dict[str, float]:
@@ -80,7 +81,7 @@ class Reference:
         }
 
     def card_row(self, row: dict[str, Any]) -> dict[str, float]:
-        card = remembered(self.cards, row["card"], self.card_limit, Card, row["event_time"], signed(row["card"]))
+        card = self.cards.recall(row["card"], row["event_time"], signed(row["card"]))
         gap = row["event_time"] - card.newest
         if gap < 0:
             self.late += 1
@@ -146,7 +147,7 @@ class Reference:
 
     def merchant_row(self, row: dict[str, Any], key: int) -> dict[str, float]:
         time, amount = row["event_time"], row["amt_cents"] / 100
-        merchant = remembered(self.merchants, row["merchant"], self.merchant_limit, Merchant, time, key)
+        merchant = self.merchants.recall(row["merchant"], time, key)
         merchant.newest = max(merchant.newest, time)
         newest_mature = (merchant.newest - self.label_delay) // BUCKET
         horizon = (merchant.newest - self.label_delay) // BUCKET - 30 * 4
@@ -186,7 +187,7 @@ class Reference:
 
     def label(self, name: str, event_time: int, is_fraud: int, before: int) -> bool:
         """A label that came on its own, of a row seen before; whether the merchant's memory had a place for it."""
-        merchant = self.merchants.get(name)
+        merchant = self.merchants.known.get(name)
         if merchant is None:
             return False
         bucket = event_time // BUCKET
@@ -232,16 +233,39 @@ def latest_labels(merchant: Merchant, bucket: int, mature: int, *, late: bool) -
     }
 
 
-def remembered(known: dict[Any, Any], name: Any, limit: int, kind: type, time: int, key: int) -> Any:
-    """The card or merchant; before a new one enters a full memory, a sixteenth of it goes, longest idle first."""
-    if name not in known:
-        if len(known) == limit:
-            idlest = sorted(known, key=lambda other: (known[other].newest, known[other].key))
-            for other in idlest[: max(1, limit // 16)]:
-                del known[other]
-        known[name] = kind(time)
-        known[name].key = key
-    return known[name]
+class Memory:
+    """Cards or merchants by name.
+
+    Before a new one enters, a full memory forgets a sixteenth, longest idle first. With a limit of idle time it looks
+    whenever it has grown by a quarter since it looked last, and forgets those idle for longer, counted from the time
+    that a sixteenth have passed.
+    """
+
+    def __init__(self, kind: type, limit: int, idle: int | None) -> None:
+        self.kind, self.limit, self.idle = kind, limit, idle
+        self.known: dict[Any, Any] = {}
+        self.look_at = limit if idle is None else 1
+        self.forgotten = 0
+
+    def recall(self, name: Any, time: int, key: int) -> Any:
+        if name not in self.known:
+            if len(self.known) == self.look_at:
+                self.forget()
+            self.known[name] = self.kind(time)
+            self.known[name].key = key
+        return self.known[name]
+
+    def forget(self) -> None:
+        idlest = sorted(self.known, key=lambda name: (self.known[name].newest, self.known[name].key))
+        full = len(idlest) == self.limit
+        gone = set(idlest[: max(1, self.limit // 16)] if full else [])
+        if self.idle is not None:
+            now = self.known[idlest[-1 - len(idlest) // 16]].newest
+            gone |= {name for name in idlest if now - self.known[name].newest > self.idle}
+        self.known = {name: one for name, one in self.known.items() if name not in gone}
+        self.forgotten += len(gone)
+        if self.idle is not None:
+            self.look_at = min(self.limit, len(self.known) + max(1, len(self.known) // 4))
 
 
 def signed(token: int) -> int:

@@ -103,6 +103,7 @@ def streams(draw: st.DrawFn, most: int = 120) -> list[dict[str, object]]:
     ]
 
 
+IDLE = st.sampled_from([DAY_US // 2, 3 * DAY_US, 150 * DAY_US, 400 * DAY_US])
 PATIENT = settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -122,6 +123,40 @@ def test_agrees_with_the_reference_when_memory_is_short(
     assert_parity(make_batch(rows), history, Reference(card_max, merchant_max, DAY_US))
     assert history.cards <= card_max
     assert history.merchants <= merchant_max
+
+
+@PATIENT
+@given(streams(), st.sampled_from([0, DAY_US // 2, 3 * DAY_US, 150 * DAY_US]), st.integers(1, 20))
+def test_agrees_with_the_reference_when_idle_cards_are_forgotten(
+    rows: list[dict[str, object]], card_idle: int, card_max: int
+) -> None:
+    history = History(card_max, 100, DAY_US, 1, card_idle)
+    reference = Reference(card_max, 100, DAY_US, 1, card_idle)
+    assert_parity(make_batch(rows), history, reference)
+    assert (history.cards, history.evicted_cards) == (len(reference.cards.known), reference.cards.forgotten)
+
+
+def test_idle_cards_are_forgotten_before_memory_is_full() -> None:
+    """A new card every hour, each used for a day: what is kept follows the idle time, not the traffic."""
+    history = History(card_idle_us=10 * DAY_US)
+    rows = [{"card": 24 + i - i % 3 * 8, "event_time": START + i * HOUR_US} for i in range(24 * 365)]
+    most = 0
+    for piece in cut(make_batch(rows), list(range(0, len(rows), 100))):
+        history.transform(piece)
+        most = max(most, history.cards)
+    assert 24 * 10 < most < 24 * 10 * 1.4
+    assert history.evicted_cards > 5000
+
+
+def test_one_row_with_a_wrong_date_makes_no_other_card_look_idle() -> None:
+    rows = [{"card": i % 40, "event_time": START + i * HOUR_US} for i in range(400)]
+    wrong = {"card": 1000, "event_time": START + 50 * 365 * DAY_US}
+    new = [{"card": 2000 + i, "event_time": START + (400 + i) * HOUR_US} for i in range(40)]
+    history = History(card_idle_us=400 * DAY_US)
+    history.transform(make_batch([*rows, wrong, *new]))
+    assert history.evicted_cards == 0
+    again = history.transform(make_batch([{"card": i, "event_time": START + 500 * HOUR_US} for i in range(40)]))
+    assert again[:, F["card_days"]].min() > 10
 
 
 def test_agrees_with_the_reference_on_a_merchant_with_long_traffic() -> None:
@@ -198,12 +233,12 @@ def cut(batch: pa.RecordBatch, places: list[int]) -> list[pa.RecordBatch]:
 
 
 @PATIENT
-@given(streams(), st.lists(st.integers(0, 10**6), max_size=6), st.integers(1, 8))
+@given(streams(), st.lists(st.integers(0, 10**6), max_size=6), st.integers(1, 8), IDLE)
 def test_features_do_not_depend_on_how_rows_are_cut(
-    rows: list[dict[str, object]], places: list[int], card_max: int
+    rows: list[dict[str, object]], places: list[int], card_max: int, idle: int
 ) -> None:
     batch = make_batch(rows)
-    whole, pieces = History(card_max, 10), History(card_max, 10)
+    whole, pieces = (History(card_max, 10, card_idle_us=idle) for _ in range(2))
     expected = whole.transform(batch)
     got = np.concatenate([pieces.transform(piece) for piece in cut(batch, places)])
     assert got.tobytes() == expected.tobytes()
@@ -231,12 +266,12 @@ def assert_same_state(one: History, other: History) -> None:
 
 
 @PATIENT
-@given(streams(), st.integers(0, 10**6), st.integers(1, 8))
+@given(streams(), st.integers(0, 10**6), st.integers(1, 20), IDLE)
 def test_a_restored_history_goes_on_as_if_nothing_had_been(
-    rows: list[dict[str, object]], place: int, card_max: int
+    rows: list[dict[str, object]], place: int, card_max: int, idle: int
 ) -> None:
     first, second = cut(make_batch(rows), [place])
-    history = History(card_max, 5, DAY_US, 2)
+    history = History(card_max, 5, DAY_US, 2, idle)
     history.transform(first)
     restored = History.restore(history.arrays())
     assert_same_state(restored, history)
@@ -295,8 +330,8 @@ def test_later_rows_change_nothing_earlier(rows: list[dict[str, object]], place:
     place %= len(rows) + 1
     later = rows[place:]
     random.shuffle(later)  # type: ignore[attr-defined]
-    one = History(20, 20, DAY_US).transform(make_batch(rows))
-    other = History(20, 20, DAY_US).transform(make_batch([*rows[:place], *later]))
+    one = History(20, 20, DAY_US, 1, DAY_US).transform(make_batch(rows))
+    other = History(20, 20, DAY_US, 1, DAY_US).transform(make_batch([*rows[:place], *later]))
     assert one[:place].tobytes() == other[:place].tobytes()
 
 
@@ -411,7 +446,7 @@ def test_an_empty_batch() -> None:
 
 
 def test_arguments_out_of_range() -> None:
-    for arguments in ((0, 1), (1, 0), (1, 1, -1), (1, 1, 0, 0)):
+    for arguments in ((0, 1), (1, 0), (1, 1, -1), (1, 1, 0, 0), (1, 1, 0, 1, -1)):
         with pytest.raises(ValueError, match=r"must be|one record"):
             History(*arguments)
 

@@ -615,6 +615,47 @@ def test_checkpoints_take_a_small_share_of_the_time(tmp_path: Path) -> None:
     assert not log.checkpoint(force=True)  # nothing new
 
 
+def test_removing_what_checkpoints_cover_puts_them_no_farther_apart(tmp_path: Path) -> None:
+    """A second a segment: the more there is to remove, the longer it takes."""
+    now = [100.0]
+
+    class SlowRemoval(Files):
+        def remove(self, path: Path) -> None:
+            now[0] += path.suffix == ".arrow"
+            super().remove(path)
+
+    volume = Volume(volume_at(tmp_path).root, SlowRemoval(fsync=False))
+    log = open_log(volume, clock=lambda: now[0], checkpoint_seconds=10)
+    waited = []
+    for _ in range(4):
+        publish(volume, [2] * 3)
+        drain(log)
+        before = now[0]
+        while not log.checkpoint():
+            now[0] += 0.5
+        waited.append(now[0] - before)
+    assert max(waited) < 10 + 0.5 + 4
+
+
+def test_many_rows_make_a_checkpoint_due_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long one takes to write: what a replay must take in, and what raw keeps for it, stays bounded."""
+    monkeypatch.setattr("spearhead.partition.CHECKPOINT_ROWS", 6)
+    now = [100.0]
+
+    class Slow(Chain):
+        def arrays(self) -> Any:
+            now[0] += 2.0
+            return super().arrays()
+
+    volume = volume_at(tmp_path)
+    log = open_log(volume, work=Slow(), clock=lambda: now[0], checkpoint_seconds=10)
+    for rows, due in ([3], True), ([5], False), ([1], True), ([5], False), ([4], True):
+        publish(volume, rows)
+        drain(log)
+        now[0] += 11
+        assert log.checkpoint() is due
+
+
 def test_partitions_are_independent_logs(tmp_path: Path) -> None:
     volume = volume_at(tmp_path, partitions=2)
     publish(volume, SIZES, partitions=2)

@@ -405,13 +405,28 @@ def test_an_owner_file_left_by_a_dead_worker_is_taken_by_one(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "setting", [{"label_delay_days": 3.0}, {"card_state_max": 10}, {"merchant_state_max": 10}, {"partitions": 2}]
+    "setting",
+    [
+        {"label_delay_days": 3.0},
+        {"card_state_max": 10},
+        {"merchant_state_max": 10},
+        {"partitions": 2},
+        {"card_idle_days": 30.0},
+    ],
 )
 def test_a_history_made_under_other_settings_is_refused(tmp_path: Path, setting: dict[str, Any]) -> None:
     arrays = FeatureWork(Settings(flashblade_path=tmp_path), Share(1_000, 1.0)).arrays()
     FeatureWork(Settings(flashblade_path=tmp_path), Share(1_000, 1.0)).restore(arrays)
     with pytest.raises(ConfigurationError, match="reset"):
         FeatureWork(Settings(flashblade_path=tmp_path, **setting), Share(1_000, 1.0)).restore(arrays)
+
+
+def test_a_history_of_another_version_is_refused(tmp_path: Path) -> None:
+    work = FeatureWork(Settings(flashblade_path=tmp_path), Share(1_000, 1.0))
+    arrays = dict(work.arrays())
+    arrays["numbers"] = np.array([1, *arrays["numbers"][1:]])
+    with pytest.raises(ConfigurationError, match=r"format and features \[1.*reset"):
+        work.restore(arrays)
 
 
 def test_it_pauses_for_inference_and_goes_on(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from spearhead.checkpoint import Arrays
 from spearhead.errors import ConfigurationError
 from spearhead.features import WIDTH, History
 from spearhead.hashing import hash_strings
-from spearhead.history import Labels, merchant_hashes
+from spearhead.history import Labels, StateError, merchant_hashes
 from spearhead.labels import KnownLabels
 from spearhead.partition import LabelOutcome, Outcome
 from spearhead.schema import IDENTITY, features_schema
@@ -38,16 +38,26 @@ class FeatureWork:
     def _empty(self) -> History:
         settings = self._settings
         return History(
-            settings.card_state_max, settings.merchant_state_max, settings.label_delay_us, settings.partitions
+            settings.card_state_max,
+            settings.merchant_state_max,
+            settings.label_delay_us,
+            settings.partitions,
+            settings.card_idle_us,
         )
 
     def restore(self, arrays: Arrays | None) -> None:
-        """Take up a checkpoint's state. Raises ConfigurationError if it was made under other settings."""
+        """Take up a checkpoint's state. Raises ConfigurationError if other settings or another version made it."""
         asked = self._empty()
-        self.history = asked if arrays is None else History.restore(dict(arrays))
+        try:
+            self.history = asked if arrays is None else History.restore(dict(arrays))
+        except StateError as error:
+            raise ConfigurationError(
+                f"this version can't use the volume's feature history: {error}; go back to the version of before, "
+                "or 'reset' to begin a new history"
+            ) from error
         self.labels = KnownLabels() if arrays is None else KnownLabels.restore(arrays)
         self.late = WaitingLabels() if arrays is None else WaitingLabels.restore(arrays)
-        for setting in ("label_delay_us", "partitions", "card_max", "merchant_max"):
+        for setting in ("label_delay_us", "partitions", "card_max", "merchant_max", "card_idle_us"):
             kept, wanted = getattr(self.history, setting), getattr(asked, setting)
             if kept != wanted:
                 raise ConfigurationError(
