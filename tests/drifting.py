@@ -1,14 +1,20 @@
-"""A pipeline in one process, for tests of drift: the generator's rows through prep's and inference's own code."""
+"""A pipeline in one process, for tests of drift: the generator's rows through prep's and inference's own code.
+
+python -m tests.drifting --seeds 21 22 23    the figures of docs/decisions/0016: what is said at the end of each day
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import argparse
+import sys
+from collections.abc import Callable, Iterator
 from copy import copy
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import xgboost as xgb
 
 from services.generator.population import population
@@ -20,6 +26,7 @@ from spearhead import binning, codes, drift, scoring
 from spearhead.aggregate import DAY_US, HOUR_US, Aggregate, add_hour, merge, prune_days
 from spearhead.features import FEATURES, STATELESS, History
 from spearhead.model import Model, _trees
+from spearhead.schema import MERCHANT
 
 START_DAY = START_US // DAY_US
 LABEL_DELAY_DAYS = 7
@@ -28,6 +35,8 @@ FRAUD_RATE = 0.005
 COLUMNS = ("event_time", "amt_cents", "category", "label", "scenario")
 Change = Callable[[pa.RecordBatch], pa.RecordBatch]
 OPTIONS = fit.Options(names=FEATURES, stateless=STATELESS, threshold=0.52)
+CHAMPION_DAYS: Final = 9  # that each of four champions is judged for on steady traffic
+RAISED: Final = ("warn", "alarm")
 
 
 class Pipeline:
@@ -114,3 +123,128 @@ class Pipeline:
         return drift.assess(
             self.model.reference, self.model.version, totals.drift, totals.label_days, totals.first_event_day
         )
+
+
+def settled(seed: int = 11) -> Pipeline:
+    """A month of steady traffic, in which the fourth champion has come into service."""
+    pipeline = Pipeline(seed=seed)
+    pipeline.run(14)
+    for _ in range(3):
+        pipeline.train()
+        pipeline.run(5)
+    pipeline.train()
+    return pipeline
+
+
+# What is injected
+
+
+def larger_amounts(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Amounts half as large again."""
+    cents = pc.cast(pc.multiply(pc.cast(batch.column("amt_cents"), pa.float64()), 1.5), pa.int32(), safe=False)
+    return _replaced(batch, "amt_cents", cents)
+
+
+def new_merchants(seed: int) -> Change:
+    """Four rows in ten are at one of 2,000 merchants that nobody has seen."""
+    rng = np.random.default_rng(seed)
+
+    def change(batch: pa.RecordBatch) -> pa.RecordBatch:
+        names = batch.column("merchant").cast(pa.string())
+        new = pa.array([f"fraud_New Shop {number}" for number in rng.integers(0, 2_000, batch.num_rows)])
+        chosen = pc.if_else(pa.array(rng.random(batch.num_rows) < 0.4), new, names)
+        return _replaced(batch, "merchant", chosen.dictionary_encode().cast(MERCHANT))
+
+    return change
+
+
+def new_fraud(seed: int) -> Change:
+    """Eight in a thousand purchases like any other turn out to be fraud."""
+    rng = np.random.default_rng(seed)
+
+    def change(batch: pa.RecordBatch) -> pa.RecordBatch:
+        label = np.asarray(batch.column("label")) | (rng.random(batch.num_rows) < 0.008)
+        return _replaced(batch, "label", pa.array(label.astype(np.int8)))
+
+    return change
+
+
+def _replaced(batch: pa.RecordBatch, name: str, column: pa.Array) -> pa.RecordBatch:
+    return batch.set_column(batch.schema.get_field_index(name), batch.schema.field(name), column)
+
+
+# What is said of it
+
+
+def said(seed: int) -> dict[str, list[dict[str, Any]]]:
+    """By kind of traffic: what is said at the end of each event day, on steady traffic and of each injection."""
+    start = settled(seed)
+    steady = start.branch()
+    found = list(_by_day(steady, CHAMPION_DAYS))
+    for _ in range(3):
+        steady.train()
+        found += list(_by_day(steady, CHAMPION_DAYS))
+    changes = {
+        "amounts × 1.5": (9, larger_amounts),
+        "40 % of rows at new merchants": (9, new_merchants(seed)),
+        "0.8 % of ordinary purchases turn out to be fraud": (16, new_fraud(seed)),
+    }
+    return {"steady": found} | {
+        name: list(_by_day(start.branch(), days, change)) for name, (days, change) in changes.items()
+    }
+
+
+def _by_day(pipeline: Pipeline, days: int, change: Change = lambda batch: batch) -> Iterator[dict[str, Any]]:
+    for day in range(1, days + 1):
+        pipeline.run(1, change)
+        found = pipeline.drift()
+        yield {"day": day, "status": found.status, "causes": _causes(found), "score_psi": found.score_psi}
+
+
+def _causes(found: drift.Drift) -> dict[str, float | None]:
+    """What warns or alarms: its PSI, or its ratio."""
+    causes = {feature.feature: feature.psi for feature in found.features if feature.status in RAISED}
+    if (found.score_psi or 0) >= drift.WARN:
+        causes["score"] = found.score_psi
+    ratios = {"label_rate": found.label_rate, "calibration": found.calibration}
+    return causes | {name: ratio.ratio for name, ratio in ratios.items() if ratio.status in RAISED}
+
+
+def summary(seeds: list[dict[str, list[dict[str, Any]]]]) -> dict[str, Any]:
+    """By kind of traffic, over seeds: days judged, warned and alarmed on, and of each seed the first such day."""
+    return {name: _summary([seed[name] for seed in seeds]) for name in seeds[0]}
+
+
+def _summary(seeds: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    every = [day for days in seeds for day in days]
+    causes = [cause for day in every for cause in day["causes"]]
+    return {
+        "days": len(every),
+        "warn": sum(day["status"] == "warn" for day in every),
+        "alarm": sum(day["status"] == "alarm" for day in every),
+        "first_warn": [_first(days, RAISED) for days in seeds],
+        "first_alarm": [_first(days, ("alarm",)) for days in seeds],
+        "causes": {cause: causes.count(cause) for cause in dict.fromkeys(causes)},
+    }
+
+
+def _first(days: list[dict[str, Any]], statuses: tuple[str, ...]) -> int | None:
+    return next((day["day"] for day in days if day["status"] in statuses), None)
+
+
+def main() -> None:
+    """Print the summary over seeds, and each day that was raised, by seed, with what raised it."""
+    parser = argparse.ArgumentParser(prog="tests.drifting", description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[21, 22, 23])
+    options = parser.parse_args()
+    seeds = {str(seed): said(seed) for seed in options.seeds}
+    raised = {
+        seed: {name: [day for day in days if day["status"] in RAISED] for name, days in kinds.items()}
+        for seed, kinds in seeds.items()
+    }
+    figures = {"summary": summary(list(seeds.values())), "raised": raised}
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(figures), indent=1).decode() + "\n")
+
+
+if __name__ == "__main__":
+    main()

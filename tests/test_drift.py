@@ -7,10 +7,9 @@ import subprocess
 import sys
 from typing import Any
 
+import drifting
 import msgspec
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import pytest
 from drifting import Change, Pipeline
 from hypothesis import given, settings
@@ -38,7 +37,6 @@ from spearhead.drift import Edges, Reference, assess, check_reference, dispersio
 from spearhead.features import FEATURES
 from spearhead.ledger import Ledger, read_ledger
 from spearhead.model import Artifact, ModelStore
-from spearhead.schema import MERCHANT
 from spearhead.segment import SegmentName
 from spearhead.volume import Volume
 
@@ -444,14 +442,7 @@ def test_nothing_counted_is_no_drift() -> None:
 
 @pytest.fixture(scope="module")
 def settled() -> Pipeline:
-    """A month of steady traffic, in which the fourth champion has come into service."""
-    pipeline = Pipeline()
-    pipeline.run(14)
-    for _ in range(3):
-        pipeline.train()
-        pipeline.run(5)
-    pipeline.train()
-    return pipeline
+    return drifting.settled()
 
 
 def after(start: Pipeline, days: float, change: Change = lambda batch: batch) -> drift.Drift:
@@ -462,10 +453,6 @@ def after(start: Pipeline, days: float, change: Change = lambda batch: batch) ->
 
 def psi_of(found: drift.Drift) -> dict[str, float]:
     return {feature.feature: feature.psi for feature in found.features if feature.psi is not None}
-
-
-def replaced(batch: pa.RecordBatch, name: str, column: pa.Array) -> pa.RecordBatch:
-    return batch.set_column(batch.schema.get_field_index(name), batch.schema.field(name), column)
 
 
 def test_steady_traffic_is_steady_over_champions(settled: Pipeline) -> None:
@@ -493,42 +480,37 @@ def test_steady_traffic_is_steady_over_champions(settled: Pipeline) -> None:
 
 
 def test_larger_amounts_raise_it(settled: Pipeline) -> None:
-    def larger(batch: pa.RecordBatch) -> pa.RecordBatch:
-        cents = pc.cast(pc.multiply(pc.cast(batch.column("amt_cents"), pa.float64()), 1.5), pa.int32(), safe=False)
-        return replaced(batch, "amt_cents", cents)
-
-    found = after(settled, 9, larger)
+    found = after(settled, 9, drifting.larger_amounts)
     assert found.status in {"warn", "alarm"}
     assert psi_of(found)["amt"] >= drift.WARN
 
 
 def test_a_wave_of_new_merchants_raises_it(settled: Pipeline) -> None:
-    rng = np.random.default_rng(4)
-
-    def wave(batch: pa.RecordBatch) -> pa.RecordBatch:
-        names = batch.column("merchant").cast(pa.string())
-        new = pa.array([f"fraud_New Shop {number}" for number in rng.integers(0, 2_000, batch.num_rows)])
-        chosen = pc.if_else(pa.array(rng.random(batch.num_rows) < 0.4), new, names)
-        return replaced(batch, "merchant", chosen.dictionary_encode().cast(MERCHANT))
-
-    found = after(settled, 9, wave)
+    found = after(settled, 9, drifting.new_merchants(4))
     assert found.status in {"warn", "alarm"}
     assert psi_of(found)["merch_count_7d"] >= drift.WARN
 
 
 def test_a_new_kind_of_fraud_raises_it_though_features_do_not_move(settled: Pipeline) -> None:
-    rng = np.random.default_rng(5)
-
-    def fraud(batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Purchases like any other turn out to be fraud."""
-        label = np.asarray(batch.column("label")) | (rng.random(batch.num_rows) < 0.008)
-        return replaced(batch, "label", pa.array(label.astype(np.int8)))
-
-    found = after(settled, 16, fraud)
+    found = after(settled, 16, drifting.new_fraud(5))
     assert found.status == "alarm"
     assert found.label_rate.status == "alarm"
     assert found.calibration.status == "alarm"
     assert max(psi_of(found)[name] for name in ("amt", "home_km", "card_count_24h", "card_amt_z")) < 0.05
+
+
+def test_what_is_said_is_summed_over_seeds() -> None:
+    def days(*statuses: str | None) -> dict[str, list[dict[str, Any]]]:
+        causes = {"warn": {"amt": 0.12}, "alarm": {"amt": 0.3, "score": 0.26}}
+        return {"steady": [
+            {"day": day, "status": status, "causes": causes.get(status or "", {}), "score_psi": None}
+            for day, status in enumerate(statuses, 1)
+        ]}  # fmt: skip
+
+    assert drifting.summary([days(None, "ok", "warn", "alarm"), days("ok", "ok", "ok", "ok")])["steady"] == {
+        "days": 8, "warn": 1, "alarm": 1, "first_warn": [3, None], "first_alarm": [4, None],
+        "causes": {"amt": 2, "score": 1},
+    }  # fmt: skip
 
 
 # The product around it
