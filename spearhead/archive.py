@@ -44,6 +44,8 @@ ARCHIVE: Final = pa.schema(
         pa.field("risk_score", pa.float32(), nullable=False),
     ]
 )
+ARCHIVED: Final = pa.schema([*DECISION, ARCHIVE.field("amt_cents"), ARCHIVE.field("risk_score")])
+"""What is told of an archived decision, by its ``trans_num``."""
 _NAME = re.compile(r"^e(\d{4,})-(\d{8})-(\d+)-[0-9a-f]{12}\.arrow$")
 _log = logging.getLogger(__name__)
 
@@ -80,7 +82,7 @@ class Archive:
         return sum(batch.num_rows for batch in batches)
 
     def find(self, epoch: int, trans_nums: Sequence[str]) -> pa.Table:
-        """Of schema DECISION, the archived decisions on ``trans_nums``, each once. Raises OSError."""
+        """Of schema ARCHIVED, the archived decisions on ``trans_nums``, each once. Raises OSError."""
         search = _Search(trans_nums)
         searched: set[str] = set()
         for _ in range(LOOKS):
@@ -89,7 +91,7 @@ class Archive:
             if not gone:
                 break
             searched |= names
-        return pa.Table.from_batches(search.found, DECISION)
+        return pa.Table.from_batches(search.found, ARCHIVED)
 
     def tidy(self, epoch: int, now: float, max_seconds: float, max_bytes: int) -> None:
         """Remove what is over the limits (0: none), oldest day first, and other epochs' files; merge small ones.
@@ -216,7 +218,7 @@ def _sorted_once(table: pa.Table) -> pa.RecordBatch:
 
 
 class _Search:
-    """Decisions wanted, and those found so far (of schema DECISION)."""
+    """Decisions wanted, and those found so far (of schema ARCHIVED)."""
 
     def __init__(self, trans_nums: Sequence[str]) -> None:
         self._wanted = np.array(trans_nums, object)
@@ -233,19 +235,19 @@ class _Search:
         hits = np.flatnonzero(self._left & (kept[place] == self._hashes))
         if len(hits):
             self._left[hits] = False
-            self.found.append(_decisions(batch.take(pa.array(place[hits])), self._wanted[hits].tolist()))
+            self.found.append(_archived(batch.take(pa.array(place[hits])), self._wanted[hits].tolist()))
 
 
-def _decisions(rows: pa.RecordBatch, trans_nums: list[str]) -> pa.RecordBatch:
-    """Archived rows as DECISION."""
+def _archived(rows: pa.RecordBatch, trans_nums: list[str]) -> pa.RecordBatch:
+    """Rows of schema ARCHIVE as ARCHIVED."""
     made = {
         "trans_num": pa.array(trans_nums, pa.string()),
         "merchant": rows.column("merchant").cast(pa.string()),
         "producer": rows.column("producer").cast(pa.string()),
         "own_label": pa.array([UNKNOWN_LABEL] * len(trans_nums), pa.int8()),
     }
-    arrays = [made[field.name] if field.name in made else rows.column(field.name) for field in DECISION]
-    return pa.RecordBatch.from_arrays(arrays, schema=DECISION)
+    arrays = [made[field.name] if field.name in made else rows.column(field.name) for field in ARCHIVED]
+    return pa.RecordBatch.from_arrays(arrays, schema=ARCHIVED)
 
 
 def _day(now: float) -> str:

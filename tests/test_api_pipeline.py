@@ -304,10 +304,13 @@ def test_a_label_that_comes_when_its_result_file_is_gone_is_counted(trained: Pat
     ready = pipeline.root / "queue" / "inference-results" / "ready"
     archive = pipeline.root / "queue" / "inference-results" / "archive"
     wait_until(lambda: any(archive.glob("*.arrow")) and not any(ready.rglob("*.arrow")), "results are archived", 60.0)
+    assert answers(port, "/api/transactions/http-0")["source"] == "archive"
     labels = [{"trans_num": f"http-{i}", "is_fraud": i % 3 == 0, "labelled_at": "2012-01-01"} for i in range(200)]
     assert post(port, "/api/labels", labels) == 202
     want = {"received": 200, "applied": 200, "corrected": 0, "duplicate": 0, "unmatched": 0, "waiting": 0}
     wait_until(lambda: feedback(port) == want, f"every label is counted once\n{pipeline.output}")
+    told = answers(port, "/api/transactions/http-0")
+    assert (told["label"]["is_fraud"], told["model_version"]) == (True, None)
     later = [record | {"trans_num": f"later-{i}", "trans_date_trans_time": "2020-01-01 00:00:00"}
              for i, record in enumerate(rows(10))]  # fmt: skip
     assert post(port, "/api/transactions", later) == 202

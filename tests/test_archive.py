@@ -15,9 +15,8 @@ from segments import raw_batch
 from services.api.decisions import Decisions
 from services.inference.retention import Limits, Retention
 from spearhead import archive as module
-from spearhead.archive import Archive
+from spearhead.archive import ARCHIVED, Archive
 from spearhead.backlog import RawHeads
-from spearhead.decided import DECISION
 from spearhead.files import Files
 from spearhead.schema import MERCHANT, RESULTS
 from spearhead.segment import SegmentInfo, SegmentName, read_segment, write_segment
@@ -208,7 +207,7 @@ def test_a_damaged_file_is_set_aside_and_the_others_still_answer(bench: Bench) -
     assert aside == [f"{damaged.stem}.reason.json"]
     assert not damaged.exists()
     assert archive.find(1, named(1, 21)).num_rows == 1
-    assert archive.find(1, []).schema.equals(DECISION)
+    assert archive.find(1, []).schema.equals(ARCHIVED)
 
 
 def test_decisions_that_are_archived_while_results_are_read_are_found(

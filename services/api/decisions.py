@@ -33,13 +33,18 @@ class Decisions:
         Raises StoppedError, OSError.
         """
         wanted = list(trans_nums)
-        archived = self._archive.find(epoch, wanted) if not since_ns else DECISION.empty_table()
+        archived = self._in_archive(epoch, wanted if not since_ns else [])
         wanted = _without(wanted, archived)
         results = self._in_results(epoch, wanted, since_ns, stopped)
         left = _without(wanted, results)
         # A file that retention took while the others were read is in the archive by now.
-        again = self._archive.find(epoch, left) if left and not since_ns else DECISION.empty_table()
+        again = self._in_archive(epoch, left if not since_ns else [])
         return pa.concat_tables([archived, results, again])
+
+    def _in_archive(self, epoch: int, trans_nums: list[str]) -> pa.Table:
+        if not trans_nums:
+            return DECISION.empty_table()
+        return self._archive.find(epoch, trans_nums).select(DECISION.names)
 
     def _in_results(self, epoch: int, trans_nums: list[str], since_ns: int, stopped: Callable[[], bool]) -> pa.Table:
         wanted = pa.array(trans_nums, pa.string())

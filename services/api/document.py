@@ -32,6 +32,7 @@ OTHERS: Final[dict[str, type[BaseModel]]] = {
     "`POST /api/labels`, a label": schemas.LabelIn,
     "`POST /api/labels`, the answer": schemas.LabelsTaken,
     "`GET /api/transactions/{trans_num}`, and each of `GET /api/signals`": schemas.Decision,
+    "`GET /api/transactions/{trans_num}`, once the result file is gone": schemas.ArchivedDecision,
     "`GET /api/signals`": schemas.SignalPage,
     "`GET /readyz`": schemas.Ready,
     "`POST /api/control/start`, `stop`, `reset`": schemas.Done,
@@ -103,7 +104,7 @@ def _kind(kind: Any) -> str:
         return f"object of {_kind(inner[1])}"
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return "object"
-    return {float: "number", int: "integer", str: "string", bool: "boolean"}.get(kind, "any")
+    return {float: "number", int: "integer", str: "string", bool: "boolean", NoneType: "null"}.get(kind, "any")
 
 
 if __name__ == "__main__":

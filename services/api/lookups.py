@@ -1,6 +1,7 @@
-"""Looking up decisions in the result files: one by its number, or flagged ones page by page, newest first.
+"""Looking up decisions: one by its number, or flagged ones page by page, newest first.
 
 These read the volume, unlike all other answers. Files are memory-mapped and only the columns asked about are touched.
+One that is archived is told from the archive, which has less to tell but is searched by hash.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from services.api.explainer import Explainer
 from services.api.limiter import Stopped
 from services.api.snapshot import iso_us
 from spearhead import evidence, label_files
+from spearhead.archive import Archive
 from spearhead.evidence import Entry
 from spearhead.reasons import shown
 from spearhead.schema import RESULTS, TIME
 from spearhead.segment import SUFFIX, SegmentError, SegmentName, read_segment_notes
 from spearhead.volume import Volume
 
+FILE_GONE: Final = "its result file is gone, and with it what it could be explained from"
 CLOCK_SLACK_SECONDS: Final = 60.0  # a file's time is its server's, a decision's that of the host that made it
 
 
@@ -106,13 +109,54 @@ def places(volume: Volume, epoch: int) -> list[Place]:
 
 
 def find(volume: Volume, epoch: int, trans_num: str, explainer: Explainer, stopped: Stopped) -> dict[str, Any] | None:
-    """The decision on one transaction; None if it is not made, or its file is no longer kept. Raises StoppedError."""
+    """The decision on one transaction; None if it is not made, or no longer kept anywhere.
+
+    The archive is asked first, for that costs no pass over the results, and once more after them: retention may have
+    archived a file while the others were read. Raises StoppedError, OSError.
+    """
+    found = (
+        _in_archive(volume, epoch, trans_num)
+        or _in_results(volume, epoch, trans_num, explainer, stopped)
+        or _in_archive(volume, epoch, trans_num)
+    )
+    return _with_labels(volume, epoch, [found])[0] if found else None
+
+
+def _in_results(
+    volume: Volume, epoch: int, trans_num: str, explainer: Explainer, stopped: Stopped
+) -> dict[str, Any] | None:
     for kept in _segments(places(volume, epoch), stopped):
         row = pc.index(kept.batch.column("trans_num"), trans_num).as_py()
         if row >= 0:
-            found = _decision(kept, row, explainer) | {"segment": kept.place.name.removesuffix(SUFFIX)}
-            return _with_labels(volume, epoch, [found])[0]
+            return _decision(kept, row, explainer) | {"segment": kept.place.name.removesuffix(SUFFIX)}
     return None
+
+
+def _in_archive(volume: Volume, epoch: int, trans_num: str) -> dict[str, Any] | None:
+    """What the archive has of a decision, and null for what it has not."""
+    table = Archive(volume).find(epoch, [trans_num])
+    if not table.num_rows:
+        return None
+    flagged = table.column("flagged")[0].as_py()
+    return {
+        "source": "archive",
+        "trans_num": trans_num,
+        "decision": "flagged" if flagged else "approved",
+        "risk_score": table.column("risk_score")[0].as_py(),
+        "model_version": None,
+        "amount": table.column("amt_cents")[0].as_py() / 100,
+        "merchant": table.column("merchant")[0].as_py(),
+        "category": None,
+        "state": None,
+        "cc_num_masked": None,
+        "event_time": iso_us(table.column("event_time")[0].value),
+        "ingested_at": None,
+        "timestamp": None,
+        "is_fraud": None,
+        "reasons": [],
+        "reasons_note": FILE_GONE if flagged else None,
+        "segment": None,
+    }
 
 
 def signals(
@@ -198,6 +242,7 @@ def _decision(kept: _Kept, row: int, explainer: Explainer) -> dict[str, Any]:
 
     assert batch.schema.names == RESULTS.names
     return {
+        "source": "results",
         "trans_num": value("trans_num"),
         "decision": value("decision"),
         "risk_score": value("risk_score"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -710,6 +710,7 @@ class LateLabel(Shape):
 
 
 class Decision(Shape):
+    source: Literal["results"] = Field(description="A result file: all that is known")
     trans_num: str
     decision: Literal["approved", "flagged"]
     risk_score: float
@@ -729,6 +730,34 @@ class Decision(Shape):
     )
     reasons_note: str | None = Field(description="Why a flagged one has no reasons, where nobody can say them any more")
     segment: str | None = None
+
+
+NotArchived = Annotated[None, Field(description="Not archived")]
+
+
+class ArchivedDecision(Shape):
+    """A decision whose result file is gone."""
+
+    source: Literal["archive"] = Field(
+        description="The archive of decisions on rows without a label, whose result file is gone"
+    )
+    trans_num: str
+    decision: Literal["approved", "flagged"]
+    risk_score: float
+    model_version: NotArchived
+    amount: float
+    merchant: str
+    category: NotArchived
+    state: NotArchived
+    cc_num_masked: NotArchived
+    event_time: str
+    ingested_at: NotArchived
+    timestamp: NotArchived
+    is_fraud: None = Field(description="The row carried no label: others are not archived")
+    label: LateLabel | None = Field(description="The newest label that came on its own (`POST /api/labels`, a file)")
+    reasons: list[Reason] = Field(description="None: what they could be computed from is gone", max_length=0)
+    reasons_note: str | None = Field(description="Why a flagged one has none")
+    segment: NotArchived
 
 
 class SignalPage(Shape):

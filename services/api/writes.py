@@ -144,13 +144,16 @@ def _take(context: Context, body: bytes, content_type: str, key: str | None) -> 
 @router.get(
     "/api/transactions/{trans_num}",
     tags=["transactions"],
-    response_model=schemas.Decision,
+    response_model=schemas.Decision | schemas.ArchivedDecision,
     responses=refusals(404, 503),
 )
 async def get_transaction(
     request: Request, trans_num: Annotated[str, Path(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")]
 ) -> Response:
-    """The decision on one transaction, its score and model, once made and as long as its file is kept."""
+    """The decision on one transaction, its score and model, once made and as long as its file is kept.
+
+    Of a row without a label the archive tells longer, with `null` for what it does not have.
+    """
     context: Context = request.app.state.context
     found = await _look(
         request, lambda epoch, stopped: lookups.find(context.volume, epoch, trans_num, context.explainer, stopped)
