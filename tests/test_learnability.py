@@ -7,6 +7,7 @@ import pytest
 from bench import learnability
 from services.generator.places import DAY_US
 from services.generator.traffic import START_US
+from spearhead.schema import SCENARIOS
 from spearhead.settings import Settings
 
 DAY = 17
@@ -35,11 +36,24 @@ def test_history_is_worth_something_and_every_scenario_is_judged(day: learnabili
     assert len(found["by_scenario"]) == 6
 
 
+def test_what_can_be_known_of_compromised_merchants_is_as_old_as_the_newest_labels(day: learnability.Day) -> None:
+    fraud = day.test.scenario == SCENARIOS.index(learnability.LEAK)
+    genuine = day.test.label == 0
+    known = day.leaked > 0
+    assert 0.2 < known[fraud].mean() < 1, "some began to leak since"
+    assert known[genuine].mean() < 0.05
+    assert genuine[known].mean() < 0.7, "most of what is bought there is fraud"
+
+
 def test_seeds_stand_side_by_side() -> None:
     def figures(ap: float | None) -> dict[str, object]:
-        return {"ap": ap, "ap_stateless": 0.1, "by_scenario": {"odd": {"ap": ap, "ap_stateless": 0.25}}}
+        return {
+            "ap": ap, "ap_stateless": 0.1, "by_scenario": {"odd": {"ap": ap, "ap_stateless": ap and 0.25}},
+            learnability.KNOWN: ap,
+        }  # fmt: skip
 
     found = learnability.side_by_side({"1": {"day_9": figures(0.4)}, "2": {"day_9": figures(0.7)}})
     assert found["day_9"]["odd"] == {"ap": 0.55, "least_ap": 0.4, "most_ap": 0.7, "ap_stateless": 0.25}
     assert "| `odd` | 0.55 (0.40 to 0.70) | 0.25 |" in learnability.table(found)
+    assert "known when labels were made | 0.55 (0.40 to 0.70) | – |" in learnability.table(found)
     assert "| `odd` | – | – |" in learnability.table(learnability.side_by_side({"1": {"day_9": figures(None)}}))

@@ -302,6 +302,10 @@ class Traffic:
         position = f"{self._block_number}:{self._everyday}:{self._episode - self._first_extra}"
         return f"{self._settings} at {position}"
 
+    def leaking(self, day: int) -> NDArray[np.float32]:
+        """Chance by merchant, (merchants,), that an everyday purchase on ``day`` is fraud for it is compromised."""
+        return leaking(self._leaks, self._account_key, day, len(self._pop.merchants))
+
     def _parse(self, cursor: str) -> tuple[int, int, int]:
         """(block, everyday rows, episode rows) of a cursor."""
         if not cursor:
@@ -353,7 +357,7 @@ class Traffic:
         today = ~later & (every.time >= day * DAY_US)
         order = np.flatnonzero(today)[np.argsort(every.time[today], kind="stable")]
         self._extra = Purchases(*(column[order] for column in every))
-        self._leak = leaking(self._leaks, self._account_key, day, len(self._pop.merchants))
+        self._leak = self.leaking(day)
         self._day = day
 
     def _starting(self, day: int) -> Purchases:
