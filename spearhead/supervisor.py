@@ -27,7 +27,7 @@ from spearhead.log import worker_logger
 from spearhead.runner import iso_now
 from spearhead.settings import Settings
 from spearhead.stage import EXIT_CONFIGURATION
-from spearhead.status import Watch
+from spearhead.status import Status, Watch
 from spearhead.volume import Volume
 
 EXIT_CANNOT_TRAIN: Final = 3
@@ -69,6 +69,7 @@ class Supervisor:
         self._restart_at: dict[Child, float] = {}
         self._stops = 0
         self._exit: int | None = None
+        self._before: dict[str, str] = {}  # heartbeats that are older than this run
         self._began = time.monotonic()
         self._started_at = iso_now()
         self._beat_at = self._look_at = 0.0
@@ -107,7 +108,9 @@ class Supervisor:
     def _own_volume(self) -> None:
         """Refuse politely where another ``up`` runs. Stages elsewhere may share the volume; they do no harm."""
         self._beat()
-        alive = {name: beat for name, beat in self.roster.alive().items() if not _gone(beat)}
+        beats = self.roster.alive()
+        self._before = {name: beat.updated_at for name, beat in beats.items()}
+        alive = {name: beat for name, beat in beats.items() if not _gone(beat)}
         if not self._lease.take(alive):
             owner = self._lease.owner()
             other = alive.get(owner or "")
@@ -198,11 +201,24 @@ class Supervisor:
             self.console.line(f"volume can't be read: {error}")
             return
         self.console.status(seen)
-        if self.plan.once and seen.finished:
+        if not self.plan.once or not self._complete(seen):
+            return
+        if seen.finished:
             self._exit = 0
-        elif self.plan.once and seen.cannot_train is not None:
+        elif seen.cannot_train is not None:
             self.console.error(f"no model, and none can be trained: {seen.cannot_train}")
             self._exit = EXIT_CANNOT_TRAIN
+
+    def _complete(self, seen: Status) -> bool:
+        """Whether a generator has said, since this began, that its source has no more rows.
+
+        That an earlier run on this volume ended is no news: more rows may be wanted now, or others.
+        """
+        return any(
+            beat.figures.get("complete") and beat.epoch == seen.epoch
+            for beat in seen.workers
+            if beat.stage == "generator" and self._before.get(beat.worker) != beat.updated_at
+        )
 
     # The end
 

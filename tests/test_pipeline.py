@@ -11,6 +11,7 @@ import msgspec
 import polars as pl
 import pytest
 from processes import Up, command, scores, verified, wait_until
+from sparkov import rows, write_csv
 
 from spearhead.ledger import LedgerFile
 
@@ -88,6 +89,25 @@ def test_a_finished_run_can_be_taken_up_and_adds_nothing(real: Path, sparkov_sli
     replayed(real, sparkov_slice)
     assert scores(real).equals(before)
     assert ledger(real).transactions_analyzed == ROWS
+
+
+def test_a_finished_run_goes_on_if_more_rows_are_wanted_and_refuses_another_source(tmp_path: Path) -> None:
+    """What an earlier run ended says nothing about this one."""
+    root, settings = tmp_path / "volume", {
+        "CARDS": 500, "MERCHANTS": 50, "LABEL_DELAY_DAYS": 0.5, "TRAIN_FIRST_ROWS": 1_000, "FSYNC": "false",
+    }  # fmt: skip
+    for wanted in (3_000, 4_000):
+        done = command("up", "--volume", str(root), "--once", "--no-api", "--rows", str(wanted), **settings)
+        assert done.returncode == 0, done.stderr
+        assert ledger(root).transactions_analyzed == wanted
+    other = tmp_path / "other.csv"
+    write_csv(other, rows(20))
+    for source in (("--source", str(other)), ("--population", "handbook")):
+        done = command("up", "--volume", str(root), "--once", "--no-api", *source, **settings)
+        assert (done.returncode, done.stdout.count("rows dead")) == (2, 1), done.stdout + done.stderr
+        assert done.stderr.count("\n") == 1
+        assert "use the settings of before, another volume, or 'reset'" in done.stderr
+    assert ledger(root).transactions_analyzed == 4_000
 
 
 # Bad input

@@ -252,6 +252,7 @@ class Generator(Stage):
         self.figures = {
             "producer": f"g{self._slot:02d}",
             "published": position.rows,
+            "complete": int(self._complete(position)),
             "rejected": position.rejected,
             "rate": self._rate_text,
             "event_time": str(np.datetime64(position.watermark, "us")) + "Z" if position.rows else None,
