@@ -24,6 +24,7 @@ app = typer.Typer(
     help="A real-time card-fraud appliance: five stages that talk only through files.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # it would take "[env FLASHBLADE_PATH]" for a style, and not show it
     pretty_exceptions_enable=False,
 )
 app.add_typer(cli_models.app, name="models")
@@ -52,9 +53,9 @@ def up(
     rows: Annotated[int | None, typer.Option(help="End the traffic after so many rows")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the synthetic traffic")] = None,
     once: Annotated[bool, typer.Option("--once", help="Exit when every row is scored and counted")] = False,
-    duration: Annotated[float | None, typer.Option(help="Stop after so many seconds")] = None,
-    prep: Annotated[int, typer.Option(help="Prep processes")] = 1,
-    inference: Annotated[int, typer.Option(help="Inference processes")] = 1,
+    duration: Annotated[float | None, typer.Option(help="Stop after so many seconds", min=0)] = None,
+    prep: Annotated[int, typer.Option(help="Prep processes", min=0)] = 1,
+    inference: Annotated[int, typer.Option(help="Inference processes", min=0)] = 1,
     model: Annotated[Path | None, typer.Option(help="Import a model folder first")] = None,
     no_train: Annotated[bool, typer.Option("--no-train", help="Don't train")] = False,
     no_api: Annotated[bool, typer.Option("--no-api", help="Don't serve the API")] = False,

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from spearhead.model import ModelStore
     from spearhead.pointer import Pointer
 
-app = typer.Typer(help="Which model scores: see the versions, choose one, go back, bring one in.", no_args_is_help=True)
+app = typer.Typer(
+    help="Which model scores: see the versions, choose one, go back, bring one in.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
 
 @app.command("list")

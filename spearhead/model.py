@@ -256,6 +256,8 @@ class ModelStore:
         """Put a version in service; with ``over`` only in place of that one. Raises ModelError if it is unusable."""
         if not VERSION.match(version):
             raise ModelError(f"{version[:40]!r} is no version")
+        if not (self.folder / version).is_dir():
+            raise ModelError(f"there is no model {version}")
         self.load(version)
         now = self._readable_service()
         if over is ... or over == (now.version if now else None):

@@ -10,7 +10,7 @@ from typing import Annotated, Final
 import typer
 
 from spearhead.stage import EXIT_CONFIGURATION
-from spearhead.volume import Volume
+from spearhead.volume import Volume, VolumeError
 
 VolumeOption = Annotated[Path | None, typer.Option("--volume", help="Root of the volume [env FLASHBLADE_PATH]")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output")]
@@ -22,9 +22,12 @@ def default_volume() -> Path:
 
 
 def open_volume(root: Path | None) -> Volume:
-    """An existing volume. Raises VolumeError if it is none."""
+    """An existing volume. Raises VolumeError if it is none, or can't be read."""
     volume = Volume(root or default_volume())
-    volume.epoch()
+    try:
+        volume.epoch()
+    except OSError as error:
+        raise VolumeError(f"volume {volume.root} can't be read: {error.strerror}") from error
     return volume
 
 

@@ -166,4 +166,7 @@ def parse_rate(text: str) -> float:
 
 def explain(error: ValidationError) -> str:
     """What is wrong with the environment, in one line that names each variable."""
-    return "; ".join(f"{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors(include_input=False))
+    return "; ".join(
+        f"{'.'.join(map(str, one['loc'])).upper()}: {one['msg'].removeprefix('Value error, ')}"
+        for one in error.errors(include_input=False)
+    )

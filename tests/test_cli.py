@@ -54,6 +54,7 @@ def running(pipeline: Up, *stages: str) -> None:
         (("--rows", "10", "--once", "--no-train"), "--no-train"),
         (("--model", "/nowhere"), "--model /nowhere: "),
         (("--no-api", "--source", "/nowhere.csv"), "/nowhere.csv"),
+        (("--rate", "-5"), "GENERATION_RATE: rate must be a number"),
     ],
 )
 def test_up_refuses_in_one_line(tmp_path: Path, options: tuple[str, ...], message: str) -> None:
@@ -84,6 +85,30 @@ def test_other_commands_need_a_volume_that_is_one(tmp_path: Path, arguments: tup
     done = command(*arguments, "--volume", str(tmp_path))
     assert done.returncode == 2
     assert "is not a Spearhead volume yet" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("verify",), ("status",), ("reset",), ("models", "list")])
+def test_a_volume_that_is_a_file_is_refused_in_one_line(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    path = tmp_path / "file"
+    path.write_text("no volume")
+    done = command(*arguments, "--volume", str(path))
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert f"volume {path} can't be read: Not a directory" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--prep", "--inference", "--duration"])
+def test_less_than_nothing_is_refused(tmp_path: Path, option: str) -> None:
+    done = command("up", "--volume", str(tmp_path / "volume"), option, "-1")
+    assert done.returncode == 2
+    assert option in done.stderr
+    assert not (tmp_path / "volume").exists()
+
+
+def test_help_shows_every_default_and_variable() -> None:
+    """Brackets are no markup."""
+    shown = command("up", "--help").stdout
+    for text in ("[env FLASHBLADE_PATH]", "[synthetic]", "[50000]", "[8000]", "[default: 1"):
+        assert text in shown, text
 
 
 # How it runs and ends

@@ -150,7 +150,7 @@ def test_import_brings_weights_in_and_promote_puts_them_in_service(store: ModelS
 
 
 def test_what_is_not_there_is_refused(store: ModelStore, tmp_path: Path) -> None:
-    assert "v000009: features.json is missing" in refused(store, "promote", "v000009")
+    assert "there is no model v000009" in refused(store, "promote", "v000009")
     assert "'../models/v000002' is no version" in refused(store, "promote", "../models/v000002")
     done = command("models", "list", "--volume", str(tmp_path / "nowhere"))
     assert (done.returncode, done.stdout) == (2, "")

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import typer
+from monitoring import alerts
 
+from spearhead import drift
 from spearhead.cli import app
 
 ROOT = Path(__file__).parent.parent
@@ -63,6 +65,18 @@ def test_readme_names_every_command_and_option() -> None:
         for parameter in command.params:
             option = max(parameter.opts, key=len)
             assert option in text, f"{name} {option}"
+
+
+def test_limits_of_drift_are_told_as_they_are_judged() -> None:
+    """A ratio is judged by the end of its interval that is nearer to 1: in the answers, in alerts and on the page."""
+    text = " ".join((ROOT / "docs" / "OPERATIONS.md").read_text().split())
+    assert f"warning from {drift.WARN:g}, alarm from {drift.ALARM:g}" in text
+    assert f"warning beyond a factor of {drift.RATIO_WARN:g}, alarm beyond {drift.RATIO_ALARM:g}" in text
+    rules = {alert.name: alert.expr for alert in alerts()}
+    assert re.findall(r"> ([\d.]+)", rules["SpearheadDrift"]) == [f"{drift.ALARM:g}"] * 2
+    ratios = [("low", f"> {drift.RATIO_ALARM:g}"), ("high", f"< 1 / {drift.RATIO_ALARM:g}")]
+    for name in ("SpearheadFraudRateShift", "SpearheadCalibrationOff"):
+        assert re.findall(r"_(low|high)\) ([<>] (?:1 / )?[\d.]+)", rules[name]) == ratios
 
 
 def test_readme_names_every_make_target_of_a_newcomer() -> None:
