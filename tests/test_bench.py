@@ -1,5 +1,6 @@
-"""The benchmark itself: what it prints is there, true to the volume, and no worse than a wide margin allows."""
+"""The benchmark itself: what it prints is there, true to the volume, and no worse than noise explains."""
 
+import os
 import subprocess
 import sys
 
@@ -7,7 +8,10 @@ import msgspec
 import pytest
 
 HEADLINE = ["tx_per_s", "floor_tx_per_s", "ratio", "p99_ms_at_100k"]
-LEAST_RATIO = 0.12  # a quiet machine of two cores shows four times that; a stage that costs thrice as much shows less
+# Seven runs on two cores: 0.49, 0.50, 0.53 and 0.56 beside some work, 0.44, 0.82 and 0.86 beside busy cores, which
+# mostly slow the pinned floor more than the pipeline. A pipeline a third slower shows 0.33 to 0.37 beside some work.
+LEAST_RATIO = 0.38
+CORES = 2  # the floor grows with every core, one replica of each stage does not
 
 
 @pytest.mark.soak
@@ -26,7 +30,12 @@ def test_the_pipeline_keeps_its_share_of_the_floor() -> None:
         "--warm-up",
         "8",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(cores)[:CORES])  # processes that are started from here inherit it
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    finally:
+        os.sched_setaffinity(0, cores)
     figures = msgspec.json.decode(done.stdout)
     assert list(figures)[:4] == HEADLINE
     assert figures["ratio"] == pytest.approx(figures["tx_per_s"] / figures["floor_tx_per_s"], abs=0.001)
