@@ -32,7 +32,7 @@ from services.prep.sample import Share
 from services.prep.work import FeatureWork
 from services.train import evaluation
 from services.train.fit import Options, Rows, fit, in_order, predict
-from spearhead import codes
+from spearhead import codes, packing
 from spearhead.features import FEATURES, STATELESS
 from spearhead.model import Artifact
 from spearhead.schema import SCENARIOS
@@ -115,7 +115,7 @@ def _rows(batch: pa.RecordBatch) -> Rows:
         batch.column("event_time").cast(pa.int64()).to_numpy(),
         *(batch.column(name).to_numpy() for name in names),
         weight,
-        codes.values(batch.column("features")),
+        codes.decode(packing.of(batch).matrix()),
     )
 
 

@@ -25,7 +25,7 @@ from services.prep.sample import Share
 from services.prep.work import FeatureWork
 from services.train import evaluation
 from services.train.fit import Options, Rows, grow, predict
-from spearhead import codes
+from spearhead import codes, packing
 from spearhead.features import FEATURES, STATELESS
 from spearhead.schema import SCENARIOS
 from spearhead.settings import Settings
@@ -59,7 +59,7 @@ def features(rows: NDArray[np.void]) -> NDArray[np.float32]:
         outcome = work.apply(chunk.batch)
         if outcome.rejects:
             raise ValueError(f"{len(outcome.rejects)} rows were refused: {outcome.rejects[0]}")
-        parts.append(codes.values(outcome.features.column("features")))
+        parts.append(codes.decode(packing.of(outcome.features).matrix()))
         if chunk.ended:
             return np.concatenate(parts)
 

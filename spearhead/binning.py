@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spearhead.aggregate import DAY_US, KEPT_DRIFT_DAYS, DriftDay
-from spearhead.codes import NO_RANK, Codes
+from spearhead.codes import NO_RANK, Codes, Packed, plain
 from spearhead.drift import BINS, Edges, Reference, key_of
 
 ONE_IN: Final = 48  # rows
@@ -40,7 +40,7 @@ def bins_of(reference: Reference) -> Bins:
 
 def count(
     bins: Bins,
-    features: Codes,
+    features: Codes | Packed,
     scores: NDArray[np.float32],
     event_time: NDArray[np.int64],
     *,
@@ -50,15 +50,16 @@ def count(
 ) -> dict[str, DriftDay]:
     """Counts of one row in 48 of segment ``number``, by event day: what ``Aggregate.drift`` holds.
 
-    ``features`` uint16 (n, width), ``scores`` float32 (n,), ``event_time`` int64 (n,), us; ``scored_at`` us. Of a
+    ``features`` are codes (n, width), ``scores`` float32 (n,), ``event_time`` int64 (n,), us; ``scored_at`` us. Of a
     segment with rows of more event days than the ledger keeps, the newest days.
     """
     rows = counted_rows(len(scores), number)
+    found = (features if isinstance(features, Packed) else plain(features)).take(rows)
     of_row = event_time[rows] // DAY_US
     days = _newest(of_row)
-    in_features = np.zeros((len(days), features.shape[1] * BINS), np.int32)
+    in_features = np.zeros((len(days), found.shape[1] * BINS), np.int32)
     in_scores = np.zeros((len(days), BINS), np.int32)
-    _count(features, scores, rows, of_row, days, bins.ranks, bins.scores, in_features, in_scores)
+    _count(found, scores[rows], of_row, days, bins.ranks, bins.scores, in_features, in_scores)
     used = (np.arange(BINS) < bins.used[:, None]).reshape(-1)
     return {
         key_of(bins.edges_id, int(day)): DriftDay(
@@ -87,9 +88,15 @@ def warm() -> None:
     edges = Edges(features=("a",), ranks=((0,),), settled=(True,))
     ranks, used = _table(edges)
     bins = Bins(edges.id, used, ranks, np.array([0.5], np.float32))
-    codes = np.zeros((1, 1), np.uint16)
-    codes.flags.writeable = False  # as Arrow's memory is
-    count(bins, codes, np.zeros(1, np.float32), np.zeros(1, np.int64), number=0, model="", scored_at=0)
+    count(
+        bins,
+        np.zeros((1, 1), np.uint16),
+        np.zeros(1, np.float32),
+        np.zeros(1, np.int64),
+        number=0,
+        model="",
+        scored_at=0,
+    )
 
 
 def _newest(of_row: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -110,17 +117,16 @@ def _table(edges: Edges) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
 
 
 @nb.njit(cache=True, nogil=True)
-def _count(features, scores, rows, of_row, days, ranks, score_edges, in_features, in_scores):
-    """Add ``rows`` to the counts of their days, ``of_row``; a row of no day in ``days`` is left out."""
+def _count(features, scores, of_row, days, ranks, score_edges, in_features, in_scores):
+    """Add rows to the counts of their days, ``of_row``; a row of no day in ``days`` is left out."""
     width = features.shape[1]
     found = np.empty(width, np.uint32)  # unsigned: else numba looks whether an index counts from the end
     values = np.empty(width, np.int32)
     slot = 0
-    for i in range(len(rows)):
-        row = rows[i]
-        if days[slot] != of_row[i]:
-            slot = np.searchsorted(days, of_row[i])
-            if days[slot] != of_row[i]:  # older than all that count
+    for row in range(len(features)):
+        if days[slot] != of_row[row]:
+            slot = np.searchsorted(days, of_row[row])
+            if days[slot] != of_row[row]:  # older than all that count
                 slot = 0
                 continue
         for f in range(width):

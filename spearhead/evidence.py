@@ -20,8 +20,9 @@ Entry = list[Reason] | bytes  # reasons, or the row's codes, uint16 in this mach
 
 
 def encode(rows: Sequence[int], matrix: Codes, reasons: Mapping[int, list[Reason]]) -> bytes:
-    """Evidence of the flagged ``rows`` of a segment, ascending, of codes (n, width); ``reasons`` by row."""
-    return msgspec.json.encode([reasons[row] if row in reasons else matrix[row].tobytes() for row in rows])
+    """Evidence of the flagged ``rows`` of a segment, ascending, with their codes (rows, width); ``reasons`` by row."""
+    pairs = zip(rows, matrix, strict=True)
+    return msgspec.json.encode([reasons[row] if row in reasons else found.tobytes() for row, found in pairs])
 
 
 def decode(notes: bytes) -> list[Entry]:

@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from spearhead.history import History
 
-__all__ = ["CARD", "FEATURES", "FEATURES_VERSION", "MERCHANT", "STATELESS", "WIDTH", "History", "warm"]
+__all__ = [
+    "CARD",
+    "FEATURES",
+    "FEATURES_VERSION",
+    "MERCHANT",
+    "MERCHANT_LABELS",
+    "STATELESS",
+    "WIDTH",
+    "History",
+    "warm",
+]
 
 FEATURES_VERSION: Final = 3
 
@@ -30,12 +40,12 @@ CARD: Final = (
     "card_small_1h", "card_days", "card_night_share",
     "card_high_days", "card_high_share", "card_home_kmh", "card_sum_ratio_24h",
 )  # fmt: skip
-MERCHANT: Final = (
-    "merch_count_24h", "merch_count_7d", "merch_mean_7d", "merch_amt_ratio",
+MERCHANT_LABELS: Final = (  # what its matured labels say: by its 6-hour buckets, not row by row
     "merch_risk_1d", "merch_risk_7d", "merch_risk_30d",
     "merch_frauds_7d", "merch_labelled_30d",
     "merch_recent_risk", "merch_fraud_run_days", "merch_last_fraud_days",
 )  # fmt: skip
+MERCHANT: Final = ("merch_count_24h", "merch_count_7d", "merch_mean_7d", "merch_amt_ratio", *MERCHANT_LABELS)
 FEATURES: Final = STATELESS + CARD + MERCHANT
 WIDTH: Final = len(FEATURES)
 

@@ -32,7 +32,7 @@ import xgboost as xgb
 from numpy.typing import NDArray
 
 from spearhead import codes, pointer, shap, trees
-from spearhead.codes import Codes
+from spearhead.codes import Codes, Packed
 from spearhead.drift import Reference, check_reference
 from spearhead.features import FEATURES, FEATURES_VERSION
 from spearhead.pointer import VERSION, Pointer
@@ -131,15 +131,16 @@ class Model:
         """Whether our own kernel sums the trees, not XGBoost's predictor."""
         return self._trees is not None
 
-    def score(self, features: Codes) -> NDArray[np.float32]:
-        """Risk scores 0 to 1, float32 (n,), of C-contiguous 16-bit codes (n, width), as the queue carries features.
+    def score(self, features: Codes | Packed) -> NDArray[np.float32]:
+        """Risk scores 0 to 1, float32 (n,), of C-contiguous 16-bit codes (n, width), or packed as the queue has them.
 
-        Raises ValueError if the matrix has another shape, type or layout.
+        Raises ValueError if the codes have another shape, type or layout.
         """
-        self._check(features, np.dtype(np.uint16))
+        packed = features if isinstance(features, Packed) else codes.plain(features)
+        self._check(packed.own, np.dtype(np.uint16), packed.tuples.shape[1])
         if self._trees is None:
-            return self.score_values(codes.decode(features))
-        return trees.probabilities(trees.margins(self._trees, features, self.threads), self.slope, self.intercept)
+            return self.score_values(codes.decode(packed.matrix()))
+        return trees.probabilities(trees.margins(self._trees, packed, self.threads), self.slope, self.intercept)
 
     def score_values(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """The same of C-contiguous float32 values, by XGBoost's own predictor: slow, and for any values."""
@@ -152,8 +153,8 @@ class Model:
         margins = self.booster.inplace_predict(features, predict_type="margin", validate_features=False)
         return trees.probabilities(margins, self.slope, self.intercept)
 
-    def _check(self, features: NDArray[Any], dtype: np.dtype[Any]) -> None:
-        if features.dtype != dtype or features.ndim != 2 or features.shape[1] != self.width:
+    def _check(self, features: NDArray[Any], dtype: np.dtype[Any], shared: int = 0) -> None:
+        if features.dtype != dtype or features.ndim != 2 or features.shape[1] + shared != self.width:
             raise ValueError(
                 f"model {self.version} takes {dtype} (n, {self.width}), not {features.dtype} {features.shape}"
             )

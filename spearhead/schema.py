@@ -72,7 +72,10 @@ def came_together(rows: int, at: int) -> pa.DictionaryArray:
 
 
 def features_schema(width: int) -> pa.Schema:
-    """features-ready: the identity columns and ``features``, ``width`` 16-bit codes (spearhead/codes.py) a row."""
+    """features-ready: the identity columns and ``features``, ``width`` 16-bit codes (spearhead/codes.py) a row.
+
+    Where rows share codes there is one column more (spearhead/packing.py).
+    """
     return pa.schema([*IDENTITY, pa.field("features", pa.list_(pa.uint16(), width), nullable=False)])
 
 

@@ -28,7 +28,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from spearhead import codes
-from spearhead.codes import LARGEST, MISSING, MISSING_RANK, NO_RANK, Codes
+from spearhead.codes import LARGEST, MISSING, MISSING_RANK, NO_RANK, Codes, Packed
 
 WORDS: Final = 8
 LANES: Final = 64
@@ -252,24 +252,30 @@ class _Scratch(NamedTuple):
 
 def _scratch(trees: Trees) -> _Scratch:
     return _Scratch(
-        np.zeros(len(trees.columns) * STRIDE, np.int16),
-        np.zeros((len(trees.rank), WORDS), np.uint64),
-        np.zeros((1 << (MAX_DEPTH - 1), WORDS), np.uint64),
-        np.zeros((MAX_DEPTH, WORDS), np.uint64),
-        np.zeros((TOGETHER, BLOCK), np.uint8),
-        np.zeros(BLOCK, np.float32),
+        np.empty(len(trees.columns) * STRIDE, np.int16),
+        np.empty((len(trees.rank), WORDS), np.uint64),
+        np.empty((1 << (MAX_DEPTH - 1), WORDS), np.uint64),
+        np.empty((MAX_DEPTH, WORDS), np.uint64),
+        np.empty((TOGETHER, BLOCK), np.uint8),
+        np.empty(BLOCK, np.float32),
     )
 
 
 @nb.njit(inline="always")
-def _transpose(matrix, begin, end, trees, columns):
+def _transpose(rows, begin, end, trees, columns):
     """Rows ``begin`` to ``end`` as ranks by column; what is left of the block keeps older ones, which nobody reads."""
+    own = np.uint64(rows.own.shape[1])
     for first in range(begin, end, LANES):
         last = min(first + LANES, end)
         for k in range(len(trees.columns)):
             column, place = np.uint64(trees.columns[k]), np.uint64(k * STRIDE + first - begin)
-            for i in range(np.uint64(last - first)):
-                columns[place + i] = np.int16(matrix[np.uint64(first) + i, column])
+            if column < own:
+                for i in range(np.uint64(last - first)):
+                    columns[place + i] = np.int16(rows.own[np.uint64(first) + i, column])
+            else:
+                for i in range(np.uint64(last - first)):
+                    number = np.uint64(rows.numbers[np.uint64(first) + i])
+                    columns[place + i] = np.int16(rows.tuples[number, column - own])
     for k in range(len(trees.columns)):
         place = np.uint64(k * STRIDE)
         for i in range(np.uint64(BLOCK)):
@@ -338,11 +344,11 @@ def _add_leaves(trees, tree, many, numbers, sums):
 
 
 @nb.njit(cache=True, nogil=True, error_model="numpy")
-def _sum_trees(matrix, trees, work, out):
-    n = len(matrix)
+def _sum_trees(rows, trees, work, out):
+    n = len(rows.own)
     for begin in range(0, n, BLOCK):
         end = min(begin + BLOCK, n)
-        _transpose(matrix, begin, end, trees, work.columns)
+        _transpose(rows, begin, end, trees, work.columns)
         _make_tests(trees, work.columns, work.passed)
         work.sums[:] = np.float32(trees.base)
         for tree in range(0, len(trees.depth), TOGETHER):
@@ -364,20 +370,32 @@ def _probabilities(margins, slope, intercept):
         margins[i] = one / (np.exp(x) + one + tiny)
 
 
-def margins(trees: Trees, matrix: Codes, threads: int = 1) -> NDArray[np.float32]:
+def margins(trees: Trees, rows: Codes | Packed, threads: int = 1) -> NDArray[np.float32]:
     """Log-odds, float32 (n,), of C-contiguous codes (n, width): ``base`` and the leaves of all trees."""
-    out = np.empty(len(matrix), np.float32)
-    rows = matrix.view()
-    rows.flags.writeable = False  # a writable array is another type to numba, and would be compiled for once more
-    share = -(-len(rows) // (threads * BLOCK)) * BLOCK
-    if threads == 1 or share >= len(rows):
-        _sum_trees(rows, trees, _scratch(trees), out)
+    # A writable array is another type to numba, and would be compiled for once more.
+    packed = Packed._make(map(_read_only, rows if isinstance(rows, Packed) else codes.plain(rows)))
+    n = len(packed.own)
+    out = np.empty(n, np.float32)
+    share = -(-n // (threads * BLOCK)) * BLOCK
+    if threads == 1 or share >= n:
+        _sum_trees(packed, trees, _scratch(trees), out)
         return out
-    parts = [slice(first, first + share) for first in range(0, len(rows), share)]
+
+    def add_up(part: slice) -> None:
+        some = Packed(packed.own[part], packed.numbers[part], packed.tuples)
+        _sum_trees(some, trees, _scratch(trees), out[part])
+
+    parts = [slice(first, first + share) for first in range(0, n, share)]
     with ThreadPoolExecutor(len(parts)) as pool:
-        for _ in pool.map(lambda part: _sum_trees(rows[part], trees, _scratch(trees), out[part]), parts):
+        for _ in pool.map(add_up, parts):
             continue
     return out
+
+
+def _read_only(array: NDArray[Any]) -> NDArray[Any]:
+    array = array.view()
+    array.flags.writeable = False
+    return array
 
 
 def probe(trees: Trees, width: int, rows: int = 2 * BLOCK) -> Codes:

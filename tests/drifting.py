@@ -19,13 +19,13 @@ import xgboost as xgb
 
 from services.generator.population import population
 from services.generator.traffic import START_US, Traffic
-from services.prep.work import attach
 from services.train import fit
 from services.train.reference import reference
 from spearhead import binning, codes, drift, scoring
 from spearhead.aggregate import DAY_US, HOUR_US, Aggregate, add_hour, merge, prune_days
 from spearhead.features import FEATURES, STATELESS, History
 from spearhead.model import Model, _trees
+from spearhead.packing import attach
 from spearhead.schema import MERCHANT
 
 START_DAY = START_US // DAY_US

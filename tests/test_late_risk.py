@@ -16,7 +16,7 @@ from test_features import DAY_US, PATIENT, START, assert_parity, make_batch, str
 from services.prep.late import WaitingLabels
 from services.prep.sample import Share
 from services.prep.work import FeatureWork
-from spearhead import codes
+from spearhead import codes, packing
 from spearhead.features import FEATURES
 from spearhead.files import Files
 from spearhead.history import History, Labels, merchant_hashes
@@ -91,8 +91,8 @@ def test_agrees_with_the_reference_where_windows_are_full(label_delay: int, seed
 def late_features(work: FeatureWork, rows: list[Row]) -> list[list[float]]:
     """What a merchant's labels say at each row."""
     places = [place for place, name in enumerate(FEATURES) if name in LABEL_FEATURES]
-    codes_ = work.apply(make_batch(rows)).features.column("features")
-    decoded: list[list[float]] = codes.decode(codes.of(codes_))[:, places].tolist()
+    found = packing.of(work.apply(make_batch(rows)).features).matrix()
+    decoded: list[list[float]] = codes.decode(found)[:, places].tolist()
     return decoded
 
 

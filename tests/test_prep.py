@@ -26,12 +26,14 @@ from services.prep.ownership import Ownership, fair_shares
 from services.prep.sample import KNOWN_DAYS, Share, sample
 from services.prep.stage import Prep
 from services.prep.validate import validate
-from services.prep.work import SCHEMA, FeatureWork, attach
-from spearhead.codes import encode, values
+from services.prep.work import FeatureWork
+from spearhead import packing
+from spearhead.codes import decode, encode, of
 from spearhead.errors import ConfigurationError
 from spearhead.features import WIDTH, History
 from spearhead.hashing import hash_strings
 from spearhead.heartbeat import Heartbeat, Roster
+from spearhead.packing import attach
 from spearhead.partition import PartitionLog, newest_commit
 from spearhead.producer import Producer
 from spearhead.schema import IDENTITY, RAW
@@ -133,8 +135,8 @@ def test_the_columns_of_features_are_the_segment_s_own_memory(tmp_path: Path) ->
     for field in IDENTITY:
         buffers = zip(batch.column(field.name).buffers(), out.column(field.name).buffers(), strict=True)
         assert all(a is None or a.address == b.address for a, b in buffers)
-    assert (values(out.column("features")) == matrix).all()
-    assert out.schema.equals(SCHEMA)
+    assert (decode(packing.of(out).matrix()) == matrix).all()
+    assert out.schema.equals(packing.SCHEMA)
 
 
 # Through the log, with the real history
@@ -164,7 +166,7 @@ def test_features_equal_those_of_one_long_run_after_kills(tmp_path: Path) -> Non
         downstream.take()
         rows = [row for _, rows in sorted(downstream.by_name().items()) for row in rows]
         assert [row["trans_num"] for row in rows] == [f"{n:032x}" for n in range(total)]
-        features = np.array([row["features"] for row in rows], np.uint16)
+        features = np.array([row["features"] + row["merchant_labels"] for row in rows], np.uint16)
         assert features.tobytes() == encode(expected).tobytes()
 
 
@@ -201,19 +203,20 @@ def test_the_sample_is_uniform_and_weighted() -> None:
     rows = 50_000
     raw = raw_batch(0, rows)
     features = attach(raw, np.arange(rows * WIDTH, dtype=np.float32).reshape(rows, WIDTH))
-    chosen = sample(features, 0.1, WIDTH)
+    chosen = sample(features, 0.1)
     assert chosen is not None
     assert 4_600 < chosen.num_rows < 5_400  # 6 sigma of a binomial
     assert set(chosen.column("weight").to_pylist()) == {10.0}
-    again = sample(features.slice(20_000, 10_000), 0.1, WIDTH)
+    again = sample(features.slice(20_000, 10_000), 0.1)
     assert again is not None
     inside = [row for row in chosen.to_pylist() if features.column("event_time")[20_000].as_py() <= row["event_time"]
               < features.column("event_time")[30_000].as_py()]  # fmt: skip
     assert inside == again.to_pylist()
-    whole = sample(features, 1.0, WIDTH)
+    whole = sample(features, 1.0)
     assert whole is not None
     assert whole.num_rows == rows
-    assert sample(features, 1e-12, WIDTH) is None
+    assert (of(whole.column("features")) == packing.of(features).matrix()).all()
+    assert sample(features, 1e-12) is None
 
 
 def test_the_share_makes_the_spool_span_its_window() -> None:
@@ -238,7 +241,7 @@ def put_sample(volume: Volume, seq: int, rows: int, producer: str = "g00") -> No
     """A file of the spool, as prep publishes it."""
     name = raw_name(seq, producer)
     features = attach(raw_batch(seq * 100, rows), np.zeros((rows, WIDTH), np.float32))
-    batch = sample(features, 1.0, WIDTH)
+    batch = sample(features, 1.0)
     assert batch is not None
     info = SegmentInfo(name=str(name), rows=rows, rows_before=0, watermark=seq)
     write_segment(volume.files, volume.training / "ready" / name.file, batch, info)
@@ -480,7 +483,7 @@ def test_reset_forgets_everything(tmp_path: Path) -> None:
     after = Downstream(volume)
     after.take()
     (rows,) = after.by_name().values()
-    features = np.array([row["features"] for row in rows], np.uint16)
+    features = np.array([row["features"] + row["merchant_labels"] for row in rows], np.uint16)
     assert features.tobytes() == encode(History().transform(raw_batch(0, 80))).tobytes()
     look(stage)
     assert (stage.figures["rows_in"], stage.figures["commit_step"]) == (80, 1)
@@ -522,7 +525,7 @@ def test_two_replicas_killed_and_reset_in_any_order(steps: list[str]) -> None:
         downstream.take()
         rows = [row for _, rows in sorted(downstream.by_name().items()) for row in rows]
         assert [row["trans_num"] for row in rows] == [f"{n:032x}" for n in range(published)]
-        features = np.array([row["features"] for row in rows], np.uint16)
+        features = np.array([row["features"] + row["merchant_labels"] for row in rows], np.uint16)
         assert features.tobytes() == encode(History().transform(raw_batch(0, published))).tobytes()
 
 
@@ -577,7 +580,7 @@ def test_an_owner_stopped_reaped_and_woken_and_one_killed(tmp_path: Path, replic
     downstream.take()
     rows = [row for _, rows in sorted(downstream.by_name().items()) for row in rows]
     assert [row["trans_num"] for row in rows] == [f"{n:032x}" for n in range(8000)]
-    features = np.array([row["features"] for row in rows], np.uint16)
+    features = np.array([row["features"] + row["merchant_labels"] for row in rows], np.uint16)
     assert features.tobytes() == encode(History().transform(raw_batch(0, 8000))).tobytes()
     workers[frozen].terminate()
     assert workers[frozen].wait(timeout=30) == 0

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from services.inference.budget import Budget
 from services.inference.retention import Limits, Retention
 from services.inference.watch import ModelWatch
-from spearhead import binning, codes, evidence, reasons, scoring, shap, trees
+from spearhead import binning, codes, evidence, packing, reasons, scoring, shap, trees
 from spearhead.aggregate import Aggregate, DriftDay
 from spearhead.backlog import RawHeads
 from spearhead.drift import Reference
@@ -136,7 +136,7 @@ class Inference(Stage):
         return good
 
     def _decide(self, claim: Claim, model: Model) -> tuple[Scored, Aggregate]:
-        scores = model.score(codes.of(claim.batch.column("features")))
+        scores = model.score(packing.of(claim.batch))
         scored, aggregate = scoring.decide(
             claim.batch,
             scores,
@@ -155,7 +155,7 @@ class Inference(Stage):
             return {}
         if self._bins is None or self._bins[0] is not model.reference:
             self._bins = (model.reference, binning.bins_of(model.reference))
-        features, event_time = codes.of(scored.batch.column("features")), scoring.event_times(scored.batch)
+        features, event_time = packing.of(scored.batch), scoring.event_times(scored.batch)
         return binning.count(
             self._bins[1], features, scored.scores, event_time,
             number=_parsed(segment).seq, model=model.version, scored_at=scored.scored_at,
@@ -176,16 +176,16 @@ class Inference(Stage):
         self, claim: Claim, scored: Scored, aggregate: Aggregate, rows: NDArray[np.int64], model: Model
     ) -> Aggregate:
         """Explain ``rows`` of a decided segment and write its two outputs to the claim's private place."""
-        matrix = codes.of(scored.batch.column("features"))
+        packed = packing.of(scored.batch)
         found: list[list[Reason]] = []
         if len(rows):
-            features = matrix[rows]
+            features = packed.take(rows)
             with self._reasons.explaining(len(rows)):
                 found = reasons.strongest(codes.decode(features), model.contributions(features))
         explained = dict(zip(rows.tolist(), found, strict=True))
         scoring.explain(scored, aggregate, explained)
-        flagged = scored.flagged.tolist()
-        notes = evidence.encode(flagged, matrix, explained) if flagged else b""
+        flagged = scored.flagged
+        notes = evidence.encode(flagged.tolist(), packed.take(flagged), explained) if len(flagged) else b""
         write_segment(self.files, self._hop.staged(claim, SUFFIX), scoring.results(scored), claim.info, notes)
         self.files.create(self._hop.staged(claim, AGGREGATE_SUFFIX), msgspec.json.encode(aggregate))
         return aggregate

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from services.prep.validate import values
+from spearhead import codes, packing
 from spearhead.hashing import hash_strings
 from spearhead.schema import training_schema
 
@@ -44,18 +45,21 @@ class Share:
             self.share = min(1.0, self._target * self._days / self._rows)
 
 
-def sample(features: pa.RecordBatch, share: float, width: int) -> pa.RecordBatch | None:
-    """The sampled rows of a features-ready batch, of ``training_schema(width)``; None if there are none."""
+def sample(features: pa.RecordBatch, share: float) -> pa.RecordBatch | None:
+    """The sampled rows of a features-ready batch, of ``training_schema``, with all codes; None if there are none."""
     trans = hash_strings(features.column("trans_num"))
-    schema = training_schema(width)
-    features = features.select([field.name for field in schema if field.name in features.schema.names])
-    if share < 1.0:
-        chosen = np.flatnonzero(trans < np.uint64(share * 2.0**64))
-        features, trans = features.take(pa.array(chosen)), trans[chosen]
-    if not features.num_rows:
+    chosen = np.flatnonzero(trans < np.uint64(share * 2.0**64)) if share < 1.0 else np.arange(len(trans))
+    if not len(chosen):
         return None
-    made = {"trans": pa.array(trans), "weight": pa.array(np.full(features.num_rows, 1.0 / share, np.float32))}
-    columns = [made[field.name] if field.name in made else features.column(field.name) for field in schema]
+    matrix = packing.of(features).take(chosen)
+    schema = training_schema(matrix.shape[1])
+    made = {
+        "trans": pa.array(trans[chosen]),
+        "weight": pa.array(np.full(len(chosen), 1.0 / share, np.float32)),
+        "features": codes.lists(matrix),
+    }
+    kept = features.select([name for name in schema.names if name not in made]).take(pa.array(chosen))
+    columns = [made[name] if name in made else kept.column(name) for name in schema.names]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 

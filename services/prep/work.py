@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from services.prep.late import WaitingLabels
 from services.prep.sample import Share, newest_event_time, sample
 from services.prep.validate import validate, values
-from spearhead import codes
 from spearhead.checkpoint import Arrays
 from spearhead.errors import ConfigurationError
-from spearhead.features import WIDTH, History
+from spearhead.features import History
 from spearhead.hashing import hash_strings
 from spearhead.history import Labels, StateError, merchant_hashes
 from spearhead.labels import KnownLabels
+from spearhead.packing import attach
 from spearhead.partition import LabelOutcome, Outcome
-from spearhead.schema import IDENTITY, features_schema
 from spearhead.segment import SegmentError
 from spearhead.settings import Settings
-
-SCHEMA = features_schema(WIDTH)
 
 
 class FeatureWork:
@@ -93,10 +88,4 @@ class FeatureWork:
         if not features.num_rows:
             return None
         self.share.update(features.num_rows, newest_event_time(features))
-        return sample(features, self.share.share, WIDTH) if self.sampling else None
-
-
-def attach(batch: pa.RecordBatch, features: NDArray[np.float32]) -> pa.RecordBatch:
-    """The identity columns of ``batch``, by reference, with the codes of ``features`` (n, WIDTH), of SCHEMA."""
-    identity = (batch.column(field.name) for field in IDENTITY)
-    return pa.RecordBatch.from_arrays([*identity, codes.column(features)], schema=SCHEMA)
+        return sample(features, self.share.share) if self.sampling else None
