@@ -9,7 +9,7 @@ import pytest
 
 HEADLINE = ["tx_per_s", "floor_tx_per_s", "ratio", "p99_ms_at_100k"]
 # Seven runs on two cores: 0.49, 0.50, 0.53 and 0.56 beside some work, 0.44, 0.82 and 0.86 beside busy cores, which
-# mostly slow the pinned floor more than the pipeline. A disk that others slow does the opposite: hence half of the usual.
+# mostly slow the pinned floor more than the pipeline. A disk that others slow does the opposite: hence half the usual.
 LEAST_RATIO = 0.25
 CORES = 2  # the floor grows with every core, one replica of each stage does not
 
