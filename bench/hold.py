@@ -31,7 +31,7 @@ def hold(root: Path, minutes: float, every: float, warm_up: float, retention: in
     """Samples of a pipeline at its peak, their slopes a minute, and the audit. Times in seconds but for ``minutes``."""
     settings = {"RESULTS_RETENTION_SECONDS": str(retention)}
     pipeline = Pipeline(root, "--rate", "max", environment=settings)
-    samples: list[dict[str, float]] = []
+    samples: list[dict[str, Any]] = []
     try:
         pipeline.wait_for_rows()
         time.sleep(warm_up)
@@ -44,15 +44,21 @@ def hold(root: Path, minutes: float, every: float, warm_up: float, retention: in
     return {**summary(samples), "clean_exit": clean, "verify": pipeline.verify(), "samples": samples}
 
 
-def summary(samples: list[dict[str, float]]) -> dict[str, Any]:
-    """Medians and growth a minute of each figure, from samples that carry ``seconds``."""
+def summary(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians and growth a minute of each figure, from samples that carry ``seconds``; of memory by stage too."""
     minutes = np.array([sample["seconds"] for sample in samples]) / 60
     columns = {name: np.array([sample[name] for sample in samples]) for name in FIGURES}
+    stages = sorted({stage for sample in samples for stage in sample["stages_mib"]})
+    by_stage = {stage: np.array([sample["stages_mib"].get(stage, 0.0) for sample in samples]) for stage in stages}
     return {
         "median": {name: round(float(np.median(values)), 1) for name, values in columns.items()},
         "growth_per_minute": {name: _slope(minutes, values) for name, values in columns.items()},
         "growth_per_minute_second_half": {
             name: _slope(minutes[len(minutes) // 2 :], values[len(values) // 2 :]) for name, values in columns.items()
+        },
+        "memory_mib_by_stage": {
+            stage: {"median": round(float(np.median(values)), 1), "growth_per_minute": _slope(minutes, values)}
+            for stage, values in by_stage.items()
         },
     }
 
@@ -61,14 +67,16 @@ def _slope(minutes: Any, values: Any) -> float | None:
     return round(float(theilslopes(values, minutes).slope), 2) if len(values) > 2 else None
 
 
-def _sample(pipeline: Pipeline, backlog: Backlog, seconds: float, rate: float) -> dict[str, float]:
+def _sample(pipeline: Pipeline, backlog: Backlog, seconds: float, rate: float) -> dict[str, Any]:
     waiting = backlog.rows()
+    stages = {stage: round(used.pss_bytes / MIB, 1) for stage, used in pipeline.used().items()}
     files, size = _held(pipeline.root)
     return {
         "seconds": round(seconds, 1),
         "rows_per_s": round(rate),
         "backlog_rows": waiting.raw_transactions + waiting.features_ready + waiting.inference_results,
-        "memory_mib": round(sum(used.pss_bytes for used in pipeline.used().values()) / MIB, 1),
+        "memory_mib": round(sum(stages.values()), 1),
+        "stages_mib": stages,
         "files": files,
         "volume_mib": round(size / MIB, 1),
     }

@@ -198,14 +198,18 @@ def test_growth_a_minute_is_that_of_most_samples() -> None:
             "rows_per_s": 1e6,
             "backlog_rows": 100.0,
             "memory_mib": 2000 + i,
+            "stages_mib": {"prep": 500.0} | ({"train": 1000.0 + i} if i else {}),
             "files": 50,
             "volume_mib": 9,
         }
         for i in range(24)
     ]
     samples[7]["files"] = 5_000  # a fold behind: one sample is no growth
-    growth = hold.summary(samples)["growth_per_minute"]
+    found = hold.summary(samples)
+    growth, stages = found["growth_per_minute"], found["memory_mib_by_stage"]
     assert growth["memory_mib"] == pytest.approx(12.0)
+    assert stages["train"]["growth_per_minute"] == pytest.approx(12.0)
+    assert stages["prep"] == {"median": 500.0, "growth_per_minute": 0.0}
     assert growth["files"] == 0
     assert growth["backlog_rows"] == 0
 
@@ -228,5 +232,6 @@ def test_a_hold_ends_with_slopes_and_an_audit() -> None:
     assert found["verify"]["ok"]
     assert len(found["samples"]) == 6
     assert set(found["growth_per_minute"]) == set(hold.FIGURES)
+    assert found["memory_mib_by_stage"].keys() >= {"generator", "prep", "inference", "train", "api"}
     assert np.median([sample["rows_per_s"] for sample in found["samples"]]) > 0
     assert re.match(r"\d", str(found["median"]["files"]))
