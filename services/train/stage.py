@@ -21,6 +21,7 @@ from spearhead.model import Artifact, Model, ModelError, ModelStore
 from spearhead.settings import Settings
 from spearhead.stage import Stage
 from spearhead.timer import Timer
+from spearhead.usage import give_memory_back
 from spearhead.volume import Volume
 
 LOOK_SECONDS: Final = 0.5
@@ -74,7 +75,7 @@ class Train(Stage):
             return 0
         heads, count = self._look()
         if self._job is not None:
-            return self._finish(self._job) if self._job.done else 0
+            return self._end_of_job(self._job) if self._job.done else 0
         in_service = self._in_service()
         self._show(count, in_service)
         if self._is_due(count, in_service):
@@ -234,6 +235,12 @@ class Train(Stage):
             _log.warning("history is taken to begin with the sample: %s", error)
             return None
         return ledger.first_event_day if ledger is not None and ledger.first_scored_at else None
+
+    def _end_of_job(self, job: Job[Trained]) -> int:
+        try:
+            return self._finish(job)
+        finally:
+            give_memory_back()
 
     def _finish(self, job: Job[Trained]) -> int:
         """Publish what the job made; where the disk is full it is kept and published later."""
