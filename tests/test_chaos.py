@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -136,7 +137,7 @@ def test_a_worker_thought_dead_wakes_up(
     extra(name, pipeline.root, GENERATION_RATE=5_000)
     wait_until(lambda: len(heartbeats(pipeline.root, name)) > 1, f"a second {name}")
     for _ in range(2):
-        os.kill(frozen, signal.SIGSTOP)
+        tell(frozen, signal.SIGSTOP)
         done = sum(beat.rows for beat in heartbeats(pipeline.root, name))
         wait_until(
             lambda before=done: (
@@ -145,8 +146,14 @@ def test_a_worker_thought_dead_wakes_up(
             ),
             f"work of the other {name}",
         )
-        os.kill(frozen, signal.SIGCONT)
+        tell(frozen, signal.SIGCONT)
     proven(pipeline, undisturbed)
+
+
+def tell(pid: int, signum: signal.Signals) -> None:
+    """Signal a stage, unless the run has ended meanwhile, without it, and taken it along."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signum)
 
 
 def test_a_stage_added_and_one_removed(

@@ -98,7 +98,7 @@ def test_inference_obeys_an_operator_and_refuses_what_is_broken(store: ModelStor
 def test_the_trainer_judges_by_the_operators_choice_and_leaves_it_in_service(tmp_path: Path) -> None:
     """No model is better by a whole 1: what is in service is the first model, or what an operator chose."""
     settings = SMALL | {"LABEL_DELAY_DAYS": 0.5, "TRAIN_FIRST_ROWS": 2000, "TRAIN_INTERVAL_SECONDS": 0.5,
-                        "TRAIN_CPU_SHARE": 100, "FRAUD_RATE": 0.05, "PROMOTE_MARGIN": 1}  # fmt: skip
+                        "TRAIN_MAX_ROWS": 10_000, "FRAUD_RATE": 0.05, "PROMOTE_MARGIN": 1}  # fmt: skip
     pipeline = Up(tmp_path / "volume", "--rate", "3000", "--no-api", **settings)
     store = ModelStore(Volume(tmp_path / "volume"))
 
