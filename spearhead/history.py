@@ -325,7 +325,9 @@ class History:
                 raise StateError(f"state of format and features {numbers[:2]}, not {[STATE_FORMAT, FEATURES_VERSION]}")
             _, _, card_max, merchant_max, label_delay_us, partitions, card_idle_us, *_ = numbers
             history = cls(card_max, merchant_max, label_delay_us, partitions, card_idle_us)
-            history._cards = Records.restore(arrays, "card", card_max, _CARD_ENTRY, True, card_idle_us)
+            history._cards = Records.restore(
+                arrays, "card", card_max, _CARD_ENTRY, remembers=True, idle_us=card_idle_us
+            )
             history._merchants = Records.restore(arrays, "merchant", merchant_max, _MERCHANT_ENTRY, remembers=False)
         except KeyError as error:
             raise StateError(f"array {error} is missing") from error

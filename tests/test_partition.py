@@ -592,16 +592,22 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:
     assert path.exists()
 
 
+class SlowState(Chain):
+    """Two seconds a checkpoint, by the clock ``now``."""
+
+    def __init__(self, now: list[float]) -> None:
+        super().__init__()
+        self._now = now
+
+    def arrays(self) -> Any:
+        self._now[0] += 2.0
+        return super().arrays()
+
+
 def test_checkpoints_take_a_small_share_of_the_time(tmp_path: Path) -> None:
     now = [100.0]
-
-    class Slow(Chain):
-        def arrays(self) -> Any:
-            now[0] += 2.0
-            return super().arrays()
-
     volume = volume_at(tmp_path)
-    log = open_log(volume, work=Slow(), clock=lambda: now[0], checkpoint_seconds=10)
+    log = open_log(volume, work=SlowState(now), clock=lambda: now[0], checkpoint_seconds=10)
     written = []
     for _ in range(4):
         publish(volume, [2])
@@ -641,14 +647,8 @@ def test_many_rows_make_a_checkpoint_due_early(tmp_path: Path, monkeypatch: pyte
     """However long one takes to write: what a replay must take in, and what raw keeps for it, stays bounded."""
     monkeypatch.setattr("spearhead.partition.CHECKPOINT_ROWS", 6)
     now = [100.0]
-
-    class Slow(Chain):
-        def arrays(self) -> Any:
-            now[0] += 2.0
-            return super().arrays()
-
     volume = volume_at(tmp_path)
-    log = open_log(volume, work=Slow(), clock=lambda: now[0], checkpoint_seconds=10)
+    log = open_log(volume, work=SlowState(now), clock=lambda: now[0], checkpoint_seconds=10)
     for rows, due in ([3], True), ([5], False), ([1], True), ([5], False), ([4], True):
         publish(volume, rows)
         drain(log)

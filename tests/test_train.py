@@ -740,6 +740,21 @@ def test_retraining_takes_its_share_of_a_core_but_twice_the_rows_do_not_wait(vol
     assert train_once(stage) == 4_000
 
 
+def test_freed_memory_is_handed_back_after_each_training_and_not_between(volume, monkeypatch):
+    jobs = []
+    stage = trainer(volume)
+    monkeypatch.setattr("services.train.stage.give_memory_back", lambda: jobs.append(stage._job))
+    publish_raw(volume, 1, watermark=90 * DAY_US)
+    spool(volume, labelled_rows(1_500, width=WIDTH), 1)
+    assert look(stage) == 0
+    assert jobs == []
+    stage._job.join()
+    assert look(stage) == 1_500
+    assert jobs == [None]  # the job is let go first, or its rows would stay
+    assert look(stage) == 0
+    assert len(jobs) == 1
+
+
 def test_what_a_training_took_is_paid_for_by_its_share(volume):
     stage = trainer(volume, train_cpu_share=0.01)
     publish_raw(volume, 1, watermark=90 * DAY_US)
