@@ -1,5 +1,7 @@
 """Packed features: what comes back is what went in, to the bit, whatever the rows and however many tuples they have."""
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -7,6 +9,7 @@ import xgboost as xgb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.bytes import measure as bytes_written
 from spearhead import codes, packing
 from spearhead.codes import OWN, Packed
 from spearhead.features import MERCHANT_LABELS, WIDTH, History
@@ -14,6 +17,7 @@ from spearhead.files import Files
 from spearhead.model import Model
 from spearhead.schema import IDENTITY, NO_RAW_ROWS
 from spearhead.segment import SegmentError, SegmentInfo, read_segment, write_segment
+from spearhead.settings import Settings
 from spearhead.trees import BLOCK, compile_trees, margins
 from tests.segments import raw_batch
 
@@ -125,3 +129,11 @@ def test_scores_of_packed_codes_are_those_of_all(threads: int) -> None:
         assert (model.score(packed) == model.score(packed.matrix())).all()
     with pytest.raises(ValueError, match="takes uint16"):
         model.score(Packed(packed.own, packed.numbers, packed.tuples[:, 1:]))
+
+
+def test_a_written_segment_is_smaller_by_what_its_rows_share(tmp_path: Path) -> None:
+    """On real traffic, by the count that docs/decisions/0017 goes by: 16 bytes a row become 5 at most."""
+    found = bytes_written(Settings(_env_file=None), 2, tmp_path)  # type: ignore[call-arg]
+    shared = 2 * len(MERCHANT_LABELS)
+    assert found["features-ready"] < 2 * WIDTH - shared + 5
+    assert found["all"] == pytest.approx(sum(size for topic, size in found.items() if topic != "all"), abs=0.3)
