@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import random
 import signal
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 ORDERS_SECONDS: Final = 0.5  # orders, epoch and supervisor are looked at this often
 HEALTH_SECONDS: Final = 1.0
 ERROR_BACKOFF_SECONDS: Final = (0.05, 5.0)  # first and longest wait after a step that raised
+AWAKE_SECONDS: Final = 1.0  # after the last row a worker looks for more this often:
+AWAKE_POLL_SECONDS: Final = 0.01  # a segment comes every FLUSH_SECONDS, and each hop would find it up to 50 ms late
 STUCK_LEASES: Final = 20  # a step longer than this many leases counts as hung: the heartbeat stops
 PRUNE_SECONDS: Final = 60.0
 EXIT_RESTART: Final = 75  # EX_TEMPFAIL: start me again
@@ -100,7 +103,7 @@ class Runner:
         self.stage.close()
 
     def _loop(self) -> None:
-        sleep = self.stage.settings.poll_min_seconds
+        rest = Rest(self.stage.settings.poll_min_seconds, self.stage.settings.poll_max_seconds)
         failures = 0
         while not self._stopping:
             try:
@@ -115,10 +118,9 @@ class Runner:
             failures = 0
             self._override = "paused" if not self.stage.control.running else None
             if rows:
-                sleep = self.stage.settings.poll_min_seconds
+                rest.worked(time.monotonic())
             else:
-                self._wait(sleep)
-                sleep = min(2 * sleep, self.stage.settings.poll_max_seconds)
+                self._wait(rest.next(time.monotonic()))
 
     def _turn(self) -> int:
         """Look at the orders when it is time, then one step unless paused. Rows done."""
@@ -202,6 +204,30 @@ class Runner:
         if self._override is not None:
             return self._override
         return "running" if rows_since and self.stage.state == "idle" else self.stage.state
+
+
+class Rest:
+    """How long a worker that finds nothing to do sleeps: ``shortest`` at first, doubling.
+
+    To ``longest``, but no longer than AWAKE_POLL_SECONDS while its last row is less than AWAKE_SECONDS old. Times are
+    seconds of a monotonic clock.
+    """
+
+    def __init__(self, shortest: float, longest: float) -> None:
+        self._shortest = self._sleep = shortest
+        self._longest = longest
+        self._awake_until = -math.inf
+
+    def worked(self, now: float) -> None:
+        """Rows were done."""
+        self._sleep, self._awake_until = self._shortest, now + AWAKE_SECONDS
+
+    def next(self, now: float) -> float:
+        """Seconds to sleep, as nothing was found."""
+        longest = min(self._longest, AWAKE_POLL_SECONDS) if now < self._awake_until else self._longest
+        sleep = min(self._sleep, longest)
+        self._sleep = min(2 * sleep, self._longest)
+        return sleep
 
 
 class Pulse:

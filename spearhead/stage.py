@@ -23,10 +23,11 @@ EXIT_CONFIGURATION = 2  # starting again can't help
 class Stage:
     """One stage's work. ``run_stage`` calls ``start`` once, then ``step`` for ever, then ``close``.
 
-    ``step`` does one batch and returns its rows; 0 means there was nothing to do, and the loop sleeps from 1 ms
-    backing off to 50 ms. Before each step the loop has set ``control`` and checked the epoch: when that rose it calls
-    ``reset``. ``state`` and ``detail`` are what the heartbeat says: the loop changes between idle and running itself,
-    any other state (back_pressure, disk_low, no_model, stopped) is the stage's to set and to take back.
+    ``step`` does one batch and returns its rows; 0 means there was nothing to do, and the loop sleeps from 1 ms backing
+    off to 50 ms (10 ms while its last row is less than a second old). Before each step the loop has set ``control`` and
+    checked the epoch: when that rose it calls ``reset``. ``state`` and ``detail`` are what the heartbeat says: the loop
+    changes between idle and running itself, any other state (back_pressure, disk_low, no_model, stopped) is the
+    stage's to set and to take back.
     ``figures`` are the stage's own. An exception from ``step`` is logged and counted, and the loop goes on;
     RestartError and MemoryError end the process. ``start`` may raise ConfigurationError.
     """

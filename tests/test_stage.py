@@ -12,12 +12,14 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from processes import wait_until
 
 from spearhead.control import Control, write_control
 from spearhead.heartbeat import Heartbeat
 from spearhead.log import LogFile, mask_values, prune_worker_logs
-from spearhead.runner import backoff
+from spearhead.runner import AWAKE_POLL_SECONDS, AWAKE_SECONDS, Rest, backoff
 from spearhead.volume import Volume
 
 STAGES = Path(__file__).parent / "stages.py"
@@ -202,6 +204,33 @@ def test_it_touches_the_health_file_as_it_goes(worker: Callable[..., Worker], tm
         wait_until(health.exists, "progress", 30)
         health.unlink()
     assert running.end() == 0
+
+
+def test_an_idle_worker_sleeps_longer_and_longer() -> None:
+    rest = Rest(0.001, 0.05)
+    assert [rest.next(now) for now in range(8)] == [0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.05, 0.05]
+
+
+@given(st.floats(0, 1e6), st.lists(st.floats(0, 2), min_size=1, max_size=300))
+def test_the_next_segment_is_found_soon_while_they_come(began: float, steps: list[float]) -> None:
+    """A hop adds what its worker oversleeps: 10 ms, not 50, until a second has passed without a row."""
+    rest, now = Rest(0.001, 0.05), began
+    rest.worked(now)
+    for step in steps:
+        sleep = rest.next(now)
+        awake = now < began + AWAKE_SECONDS
+        assert 0.001 <= sleep <= (AWAKE_POLL_SECONDS if awake else 0.05)
+        now += step
+    asleep = [rest.next(now + AWAKE_SECONDS + i) for i in range(7)]
+    assert asleep[-1] == 0.05
+    rest.worked(now)
+    assert rest.next(now) == 0.001
+
+
+def test_a_longest_sleep_below_that_stays_the_longest() -> None:
+    rest = Rest(0.001, 0.004)
+    rest.worked(0.0)
+    assert [rest.next(0.0) for _ in range(4)] == [0.001, 0.002, 0.004, 0.004]
 
 
 def test_backoff_doubles_to_a_bound() -> None:
