@@ -17,7 +17,6 @@ import pyarrow as pa
 
 from services.generator.population import population
 from services.generator.traffic import Traffic
-from services.prep.sample import Share
 from services.prep.work import FeatureWork
 from spearhead import scoring
 from spearhead.files import Files
@@ -31,7 +30,7 @@ def measure(settings: Settings, warm: int, folder: Path) -> dict[str, float]:
     source = Traffic(
         population(settings.cards, settings.merchants, settings.seed), settings.seed, 0, settings.fraud_rate
     )
-    work = FeatureWork(settings, Share(settings.train_max_rows, settings.train_window_days))
+    work = FeatureWork(settings)
     work.sampling = True
     for _ in range(warm):
         work.sample(work.apply(source.take(settings.segment_rows).batch).features)
@@ -58,7 +57,12 @@ def _size(batch: pa.RecordBatch, rows: int, folder: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--warm", type=int, default=45, help="segments before the one that is measured")
+    parser.add_argument(
+        "--warm",
+        type=int,
+        default=70,
+        help="segments before the one that is measured: the sample's window is full by then",
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = measure(Settings(), options.warm, Path(folder))

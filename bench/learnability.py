@@ -28,7 +28,6 @@ from services.generator.names import merchant_names
 from services.generator.places import DAY_US
 from services.generator.population import population
 from services.generator.traffic import START_US, Traffic
-from services.prep.sample import Share
 from services.prep.work import FeatureWork
 from services.train import evaluation
 from services.train.fit import Options, Rows, fit, in_order, predict
@@ -55,11 +54,11 @@ class Day(NamedTuple):
 
 
 def days(settings: Settings, wanted: Sequence[int]) -> dict[int, Day]:
-    """By day T: the matured sample of the days before it, within the sample's window, and all rows from T on."""
+    """By day T: what has matured of the rows sampled before it that the spool keeps, and all rows from T on."""
     source = Traffic(
         population(settings.cards, settings.merchants, settings.seed), settings.seed, 0, settings.fraud_rate
     )
-    work = FeatureWork(settings, Share(settings.train_max_rows, settings.train_window_days))
+    work = FeatureWork(settings)
     work.sampling = True
     sampled: list[Rows] = []
     tests: dict[int, list[Rows]] = {day: [] for day in wanted}
@@ -80,15 +79,16 @@ def days(settings: Settings, wanted: Sequence[int]) -> dict[int, Day]:
                 parts.append(rows.take(inside))
                 leaked[day].append(_leaked(source, features, names, settings.label_delay_days)[inside])
     everything = _joined(sampled)
-    delay, window = settings.label_delay_days, settings.train_window_days
     return {
-        day: Day(
-            in_order(everything.take(_inside(everything, day - window, day - delay))),
-            _joined(parts),
-            np.concatenate(leaked[day]),
-        )
+        day: Day(_matured(everything, day, settings), _joined(parts), np.concatenate(leaked[day]))
         for day, parts in tests.items()
     }
+
+
+def _matured(sampled: Rows, day: int, settings: Settings) -> Rows:
+    """Of the newest rows sampled before ``day``, as many as the spool keeps, those whose labels have matured."""
+    kept = in_order(sampled.take(_inside(sampled, 0, day))).take(slice(-settings.train_max_rows, None))
+    return kept.take(_inside(kept, 0, day - settings.label_delay_days))
 
 
 def _leaked(source: Traffic, batch: pa.RecordBatch, names: pa.StringArray, delay_days: float) -> NDArray[np.float32]:

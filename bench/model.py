@@ -21,7 +21,6 @@ from rich.console import Console
 from rich.table import Table
 
 from services.generator.handbook import Handbook, simulate
-from services.prep.sample import Share
 from services.prep.work import FeatureWork
 from services.train import evaluation
 from services.train.fit import Options, Rows, grow, predict
@@ -52,7 +51,7 @@ class Fold(NamedTuple):
 
 def features(rows: NDArray[np.void]) -> NDArray[np.float32]:
     """Features of the set, (n, width), as a model of the pipeline would see them."""
-    source, work = Handbook(rows), FeatureWork(Settings(), Share(1, 1.0))
+    source, work = Handbook(rows), FeatureWork(Settings())
     parts = []
     while True:
         chunk = source.take(65_536)

@@ -130,7 +130,7 @@ class LabelOutcome(NamedTuple):
 
 
 class Work(Protocol):
-    """What a partition's log is kept for: a state machine over segments, deterministic but for ``sample``."""
+    """What a partition's log is kept for: a deterministic state machine over segments, but for whether it samples."""
 
     def restore(self, arrays: Arrays | None) -> None:
         """Go to the state of a checkpoint, or to the empty state."""
@@ -145,7 +145,7 @@ class Work(Protocol):
         """Take one segment of schema.LABELS. Raises SegmentError before anything of the state has changed."""
 
     def sample(self, features: pa.RecordBatch) -> pa.RecordBatch | None:
-        """Rows for training-queue out of what ``apply`` passed on; not part of the state."""
+        """Rows for training-queue out of what ``apply`` passed on just now, if any; changes nothing of the state."""
 
 
 class Limits(NamedTuple):

@@ -89,7 +89,9 @@ class Settings(BaseSettings):
     train_new_rows: int = Field(1_000_000, ge=1, description="Retrain early once this many new rows have matured")
     train_cpu_share: float = Field(0.1, gt=0, description="Cores that retraining takes at most, on average")
     train_max_rows: int = Field(400_000, ge=100, description="Most rows kept in the training sample")
-    train_window_days: float = Field(14.0, gt=0, description="Event time that the training sample should span")
+    train_window_days: float = Field(
+        28.0, gt=0, description="Event days that the training sample should span; 14 at first, more as they are seen"
+    )
     promote_margin: float = Field(
         0.005, ge=0, le=1, description="Average precision by which a new model must beat the one in service"
     )

@@ -110,16 +110,6 @@ class Spool:
             self._merge(files)
         return rows
 
-    def newest_weight(self) -> float | None:
-        """The weight of the newest sampled rows (one over the share sampled of late); None if there are none."""
-        for file in reversed(self._reader.files()):
-            if file.info.rows and file.name.producer != MERGED:
-                try:
-                    return float(read_segment(file.path)[0].column("weight")[-1].as_py())
-                except (FileNotFoundError, SegmentError):
-                    continue
-        return None
-
     def _drop_garbage(self) -> None:
         """Files of earlier epochs, and what is no segment at all: nobody reads them."""
         folder, epoch = self._volume.training / "ready", self._volume.epoch()

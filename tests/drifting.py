@@ -19,6 +19,7 @@ import xgboost as xgb
 
 from services.generator.population import population
 from services.generator.traffic import START_US, Traffic
+from services.prep.sample import FIRST_DAYS, Share, middle_event_time, sample
 from services.train import fit
 from services.train.reference import reference
 from spearhead import binning, codes, drift, scoring
@@ -27,9 +28,11 @@ from spearhead.features import FEATURES, STATELESS, History
 from spearhead.model import Model, _trees
 from spearhead.packing import attach
 from spearhead.schema import MERCHANT
+from spearhead.settings import Settings
 
 START_DAY = START_US // DAY_US
 LABEL_DELAY_DAYS = 7
+WINDOW_DAYS: Final = Settings.model_fields["train_window_days"].default
 SEGMENT_ROWS = 2_000
 FRAUD_RATE = 0.005
 COLUMNS = ("event_time", "amt_cents", "category", "label", "scenario")
@@ -51,6 +54,9 @@ class Pipeline:
         self.model: Model | None = None
         self.models = 0
         self._segments = 0
+        # As much as traffic of 50,000 cards has: each row of the first 14 days is sampled, later ones are shared out.
+        self._most = round(FIRST_DAYS * self.rows_per_day)
+        self._share = Share(self._most, WINDOW_DAYS)
         self._sample: list[fit.Rows] = []
 
     def branch(self) -> Pipeline:
@@ -59,6 +65,7 @@ class Pipeline:
         other.source = Traffic(self._population, self._seed, 0, FRAUD_RATE, self.source.cursor)
         other.history = History.restore(self.history.arrays())
         other.totals = msgspec.json.decode(msgspec.json.encode(self.totals), type=Aggregate)
+        other._share = copy(self._share)
         other._sample = list(self._sample)
         return other
 
@@ -69,19 +76,24 @@ class Pipeline:
             batch = change(self.source.take(SEGMENT_ROWS).batch)
             features = codes.encode(self.history.transform(batch))
             features.flags.writeable = False
-            columns = {name: scoring._numbers(batch, name) for name in COLUMNS}
-            weight = np.ones(batch.num_rows, np.float32)
-            self._sample.append(fit.Rows(*columns.values(), weight, codes.decode(features)))
+            self._keep(batch, features)
             if self.model is not None:
-                self._score(batch, features, columns["event_time"])
+                self._score(batch, features, scoring._numbers(batch, "event_time"))
 
-    def train(self, window_days: float = 7.0) -> Model:
-        """A new champion of the newest ``window_days`` whose labels have matured."""
+    def _keep(self, batch: pa.RecordBatch, features: codes.Codes) -> None:
+        """Rows for training, by prep's own sampling."""
+        self._share.update(batch.num_rows, middle_event_time(batch))
+        found = sample(attach(batch, codes.decode(features)), self._share.share)
+        if found is not None:
+            columns = (scoring._numbers(found, name) for name in (*COLUMNS, "weight"))
+            self._sample.append(fit.Rows(*columns, codes.decode(codes.of(found.column("features")))))
+
+    def train(self) -> Model:
+        """A new champion of what has matured of the newest rows sampled, as many as the spool keeps."""
         rows = fit.in_order(fit.Rows(*(np.concatenate(parts) for parts in zip(*self._sample, strict=True))))
-        end = rows.event_time[-1] - LABEL_DELAY_DAYS * DAY_US
-        start = end - round(window_days * DAY_US)
-        self._sample = [rows.take(rows.event_time > start)]
-        rows = rows.take((rows.event_time > start) & (rows.event_time <= end))
+        rows = rows.take(slice(-self._most, None))
+        self._sample = [rows]
+        rows = rows.take(rows.event_time <= rows.event_time[-1] - LABEL_DELAY_DAYS * DAY_US)
         booster, _ = fit._grow(rows, parts := fit.split(rows), list(range(len(FEATURES))), OPTIONS)
         test = rows.take(parts.test)
         line = fit._calibrate(booster, rows.take(parts.valid), test)

@@ -12,7 +12,6 @@ from processes import wait_until
 
 from services.api.joiner import Joiner, waiting_labels
 from services.api.taker import Means
-from services.prep.sample import Share
 from services.prep.work import FeatureWork
 from spearhead.aggregate import Feedback, Outcomes
 from spearhead.files import Files
@@ -80,7 +79,7 @@ class Bench:
         """A prep from its start until nothing is left, of every partition."""
         volume = Volume(self.volume.root, files or Files(fsync=False))
         for partition in range(self.settings.partitions):
-            work = FeatureWork(self.settings, Share(100_000, 7.0, 1.0))
+            work = FeatureWork(self.settings)
             work.sampling = self.sampling
             log = PartitionLog(volume, partition, f"prep-{id(work)}", work, checkpoint_seconds=0.001)
             log.open(volume.epoch())

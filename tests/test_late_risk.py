@@ -14,7 +14,6 @@ from segments import START_US, raw_batch
 from test_features import DAY_US, PATIENT, START, assert_parity, make_batch, streams
 
 from services.prep.late import WaitingLabels
-from services.prep.sample import Share
 from services.prep.work import FeatureWork
 from spearhead import codes, packing
 from spearhead.features import FEATURES
@@ -104,7 +103,7 @@ LABEL_FEATURES = (
 
 def made() -> FeatureWork:
     settings = Settings(_env_file=None, card_state_max=100, merchant_state_max=100, partitions=1)  # type: ignore[call-arg]
-    return FeatureWork(settings, Share(100, 7.0, 1.0))
+    return FeatureWork(settings)
 
 
 def segment(labels: list[tuple[int, int, int]], merchant: str = "m", own: int = -1) -> pa.RecordBatch:
@@ -211,7 +210,7 @@ def test_what_the_joiner_publishes_reaches_the_state_and_a_replay_gives_the_same
     bench.look()
 
     def opened(worker: str) -> tuple[PartitionLog, FeatureWork]:
-        work = FeatureWork(bench.settings, Share(1000, 7.0, 1.0))
+        work = FeatureWork(bench.settings)
         log = PartitionLog(bench.volume, 0, worker, work, checkpoint_seconds=1e9)
         log.open(1)
         return log, work

@@ -21,7 +21,8 @@ def day() -> learnability.Day:
 
 def test_a_model_sees_matured_rows_and_is_judged_on_later_ones(day: learnability.Day) -> None:
     train, test = ((rows.event_time - START_US) / DAY_US for rows in (day.train, day.test))
-    assert train.min() >= DAY - SETTINGS.train_window_days
+    assert 1 < train.min() < DAY - SETTINGS.label_delay_days - 3, "the oldest rows are gone, as from the spool"
+    assert len(train) < SETTINGS.train_max_rows
     assert DAY - SETTINGS.label_delay_days - 1 < train.max() < DAY - SETTINGS.label_delay_days
     assert test.min() >= DAY
     assert DAY + learnability.TEST_DAYS - 1 < test.max() < DAY + learnability.TEST_DAYS

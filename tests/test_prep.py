@@ -23,7 +23,7 @@ from processes import wait_until
 from segments import Downstream, drain, publish, raw_batch, raw_name, volume_at
 
 from services.prep.ownership import Ownership, fair_shares
-from services.prep.sample import KNOWN_DAYS, Share, sample
+from services.prep.sample import sample
 from services.prep.stage import Prep
 from services.prep.validate import validate
 from services.prep.work import FeatureWork
@@ -41,8 +41,6 @@ from spearhead.segment import SegmentInfo, read_segment, write_segment
 from spearhead.settings import Settings
 from spearhead.spool import MERGED, Spool, SpoolReader
 from spearhead.volume import Volume
-
-DAY_US = 86_400_000_000
 
 
 def with_column(batch: pa.RecordBatch, name: str, values: list[Any]) -> pa.RecordBatch:
@@ -155,7 +153,7 @@ def test_features_equal_those_of_one_long_run_after_kills(tmp_path: Path) -> Non
         for life in range(1, 400):
             try:
                 files = FaultingFiles(patience + life % 13)
-                log = PartitionLog(Volume(root, files), 0, f"w{life}", FeatureWork(options, Share(1000, 1)))
+                log = PartitionLog(Volume(root, files), 0, f"w{life}", FeatureWork(options))
                 log.open(1)
                 drain(log, checkpoint_each=2)
                 break
@@ -217,24 +215,6 @@ def test_the_sample_is_uniform_and_weighted() -> None:
     assert whole.num_rows == rows
     assert (of(whole.column("features")) == packing.of(features).matrix()).all()
     assert sample(features, 1e-12) is None
-
-
-def test_the_share_makes_the_spool_span_its_window() -> None:
-    share = Share(max_rows=400_000, window_days=14)
-    for minute in range(8 * 1440):
-        share.update(1000, minute * 60_000_000)
-        assert share.share == 1.0 or minute >= KNOWN_DAYS * 1440
-    assert share.share == pytest.approx(400_000 / (1000 * 1440 * 14), rel=0.02)
-    for minute in range(8 * 1440, 28 * 1440):  # traffic falls to a tenth
-        share.update(100, minute * 60_000_000)
-    assert share.share == pytest.approx(400_000 / (100 * 1440 * 14), rel=0.02)
-
-
-def test_little_traffic_is_kept_whole() -> None:
-    share = Share(max_rows=400_000, window_days=14)
-    for day in range(30):
-        share.update(100, day * DAY_US)
-    assert share.share == 1.0
 
 
 def put_sample(volume: Volume, seq: int, rows: int, producer: str = "g00") -> None:
@@ -418,14 +398,14 @@ def test_an_owner_file_left_by_a_dead_worker_is_taken_by_one(tmp_path: Path) -> 
     ],
 )
 def test_a_history_made_under_other_settings_is_refused(tmp_path: Path, setting: dict[str, Any]) -> None:
-    arrays = FeatureWork(Settings(flashblade_path=tmp_path), Share(1_000, 1.0)).arrays()
-    FeatureWork(Settings(flashblade_path=tmp_path), Share(1_000, 1.0)).restore(arrays)
+    arrays = FeatureWork(Settings(flashblade_path=tmp_path)).arrays()
+    FeatureWork(Settings(flashblade_path=tmp_path)).restore(arrays)
     with pytest.raises(ConfigurationError, match="reset"):
-        FeatureWork(Settings(flashblade_path=tmp_path, **setting), Share(1_000, 1.0)).restore(arrays)
+        FeatureWork(Settings(flashblade_path=tmp_path, **setting)).restore(arrays)
 
 
 def test_a_history_of_another_version_is_refused(tmp_path: Path) -> None:
-    work = FeatureWork(Settings(flashblade_path=tmp_path), Share(1_000, 1.0))
+    work = FeatureWork(Settings(flashblade_path=tmp_path))
     arrays = dict(work.arrays())
     arrays["numbers"] = np.array([1, *arrays["numbers"][1:]])
     with pytest.raises(ConfigurationError, match=r"format and features \[1.*reset"):

@@ -7,7 +7,6 @@ import time
 from typing import ClassVar, Final
 
 from services.prep.ownership import Ownership
-from services.prep.sample import Share
 from services.prep.work import FeatureWork
 from spearhead import codes, features, label_files
 from spearhead.backlog import Backlog
@@ -106,9 +105,7 @@ class Prep(Stage):
 
     def _open(self, partition: int) -> None:
         settings = self.settings
-        weight = self._spool.newest_weight()
-        share = Share(settings.train_max_rows, settings.train_window_days, 1 / weight if weight else 1.0)
-        work = FeatureWork(settings, share)
+        work = FeatureWork(settings)
         log = PartitionLog(
             self.volume,
             partition,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 from services.prep.late import WaitingLabels
-from services.prep.sample import Share, newest_event_time, sample
+from services.prep.sample import Share, middle_event_time, newest_event_time, sample
 from services.prep.validate import validate, values
 from spearhead.checkpoint import Arrays
 from spearhead.errors import ConfigurationError
@@ -22,10 +22,10 @@ from spearhead.settings import Settings
 class FeatureWork:
     """``partition.Work`` over ``features.History``. ``sampling`` is whether there is a trainer to sample for."""
 
-    def __init__(self, settings: Settings, share: Share) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.share = share
         self.sampling = False
+        self.share = self._no_share()
         self.history = self._empty()
         self.labels = KnownLabels()
         self.late = WaitingLabels()
@@ -40,6 +40,11 @@ class FeatureWork:
             settings.card_idle_us,
         )
 
+    def _no_share(self) -> Share:
+        """Cards are spread evenly, so each partition fills its part of the sample."""
+        settings = self._settings
+        return Share(settings.train_max_rows / settings.partitions, settings.train_window_days)
+
     def restore(self, arrays: Arrays | None) -> None:
         """Take up a checkpoint's state. Raises ConfigurationError if other settings or another version made it."""
         asked = self._empty()
@@ -52,6 +57,8 @@ class FeatureWork:
             ) from error
         self.labels = KnownLabels() if arrays is None else KnownLabels.restore(arrays)
         self.late = WaitingLabels() if arrays is None else WaitingLabels.restore(arrays)
+        self.share = self._no_share()
+        self.share.restore(arrays or {})
         for setting in ("label_delay_us", "partitions", "card_max", "merchant_max", "card_idle_us"):
             kept, wanted = getattr(self.history, setting), getattr(asked, setting)
             if kept != wanted:
@@ -61,7 +68,7 @@ class FeatureWork:
                 )
 
     def arrays(self) -> Arrays:
-        return {**self.history.arrays(), **self.labels.arrays(), **self.late.arrays()}
+        return {**self.history.arrays(), **self.labels.arrays(), **self.late.arrays(), **self.share.arrays()}
 
     def apply(self, batch: pa.RecordBatch) -> Outcome:
         """Features of the good rows; the identity columns are passed on by reference."""
@@ -69,6 +76,7 @@ class FeatureWork:
         features = self.history.transform(good)
         if good.num_rows:
             self.late.advance(newest_event_time(good), self.history)
+            self.share.update(good.num_rows, middle_event_time(good))
         return Outcome(attach(good, features), rejects)
 
     def apply_labels(self, batch: pa.RecordBatch) -> LabelOutcome:
@@ -85,7 +93,4 @@ class FeatureWork:
         return LabelOutcome(change.aggregate, change.known)
 
     def sample(self, features: pa.RecordBatch) -> pa.RecordBatch | None:
-        if not features.num_rows:
-            return None
-        self.share.update(features.num_rows, newest_event_time(features))
-        return sample(features, self.share.share) if self.sampling else None
+        return sample(features, self.share.share) if self.sampling and features.num_rows else None
