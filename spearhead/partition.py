@@ -4,7 +4,8 @@ Step n exists once ``commits/pNN/<epoch:06d>-<n:012d>.json`` does. It is put the
 inputs and the attempt whose staged outputs count. Only then are the outputs renamed into ``ready/`` by name, and step
 n+1 starts only when all of them are there. Whoever has linked n looks again and acts only if n is still the newest
 (models/partition.py). State is a function of the commits alone: a checkpoint and a replay of the later commits' inputs
-give the same bytes. docs/decisions/0003-partition-log.md has the reasons.
+give the same bytes. While the disk makes a step durable, the state takes the first segment of the next one: that
+changes no file, and goes with the state if the step is lost. docs/decisions/0003-partition-log.md has the reasons.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import logging
 import re
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
@@ -184,6 +187,15 @@ class _Step(msgspec.Struct):
     garbage: list[Path] = []
 
 
+class _Ahead(NamedTuple):
+    """A segment that the state takes while the step before it is committed: the first of the next step."""
+
+    name: SegmentName
+    batch: pa.RecordBatch
+    info: SegmentInfo
+    outcome: Future[Outcome | LabelOutcome]
+
+
 class PartitionLog:
     """The log as one worker that believes it owns the partition reads, extends and checkpoints it."""
 
@@ -216,6 +228,8 @@ class PartitionLog:
         self._tries: dict[str, tuple[int, str]] = {}  # segment -> times it raised on its own, and what
         self._opened = 0
         self._loaded = False
+        self._ahead: _Ahead | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="look-ahead")
         self.commit = Commit(epoch=0, partition=partition, step=0, attempt="")
         self.checkpoint_step = 0
         self.checkpoint_cost = 0.0  # seconds
@@ -229,6 +243,9 @@ class PartitionLog:
         Raises LostError if another worker goes on meanwhile, LogDamagedError, OSError.
         """
         self._loaded = False
+        if self._ahead is not None:
+            wait([self._ahead.outcome])  # the state is about to be another one
+            self._ahead = None
         self._opened += 1
         self._attempt = f"{self._worker}.p{self._partition:02d}-{self._opened}"
         self._pending: _Step | None = None
@@ -331,6 +348,9 @@ class PartitionLog:
 
         Raises LostError, OSError (a full disk): then call it again, what was computed is kept and nothing is lost.
         """
+        return self._step(looks_ahead=True)
+
+    def _step(self, looks_ahead: bool) -> int:
         if not self._loaded:
             self.open(self._epoch)
         if self._pending is None:
@@ -338,6 +358,8 @@ class PartitionLog:
         if self._pending is None:
             return 0
         step = self._pending
+        if looks_ahead:
+            self._look_ahead(step)
         try:
             self._commit(step)
         except FileNotFoundError as error:  # our private folder was cleared: we were taken for dead
@@ -374,18 +396,22 @@ class PartitionLog:
     def _take(self, step: _Step, name: SegmentName) -> bool:
         """Apply one segment and add what comes of it to the step; False if it could not be taken this time."""
         before = step.commit.producers.get(name.producer, ProducerPosition())
-        try:
-            batch, info = read_segment(self._ready / name.file)
-            _check(batch, info, name, before)
-        except SegmentError as error:
-            self._failed(name, str(error))
-            return False
-        except FileNotFoundError as error:
-            self._loaded = False
-            raise LostError(f"partition {self._partition}: {name} was taken and removed by another worker") from error
-        self._hold(name)
-        outcome = self._apply(name, batch)
-        self._release(name)
+        if self._ahead is not None:
+            (_, _, info, future), self._ahead = self._ahead, None
+            outcome = self._apply(name, future.result)
+        else:
+            try:
+                batch, info = self._read(name, before)
+            except SegmentError as error:
+                self._failed(name, str(error))
+                return False
+            except FileNotFoundError as error:
+                self._loaded = False
+                reason = f"partition {self._partition}: {name} was taken and removed by another worker"
+                raise LostError(reason) from error
+            self._hold(name)
+            outcome = self._apply(name, partial(self._give, str(name), batch))
+            self._release(name)
         if outcome is None:
             return False
         self._tries.pop(str(name), None)
@@ -396,10 +422,16 @@ class PartitionLog:
         self._write_ahead(step)
         return True
 
-    def _apply(self, name: SegmentName, batch: pa.RecordBatch) -> Outcome | LabelOutcome | None:
+    def _read(self, name: SegmentName, before: ProducerPosition) -> tuple[pa.RecordBatch, SegmentInfo]:
+        """The next segment of a producer that was followed so far. Raises SegmentError, FileNotFoundError."""
+        batch, info = read_segment(self._ready / name.file)
+        _check(batch, info, name, before)
+        return batch, info
+
+    def _apply(self, name: SegmentName, give: Callable[[], Outcome | LabelOutcome]) -> Outcome | LabelOutcome | None:
         """What a segment comes to; None if it raised, whatever it was: one segment must not stop the stage."""
         try:
-            return self._give(str(name), batch)
+            return give()
         except SegmentError as error:
             self._failed(name, str(error))
         except MemoryError:  # not the segment's fault
@@ -463,6 +495,35 @@ class PartitionLog:
         end = info.labels_before + info.labels
         commit.producers[name.producer] = ProducerPosition(seq=name.seq, good=name.seq, rows=end)
 
+    def _look_ahead(self, step: _Step) -> None:
+        """Have the state take the first segment of the step after ``step``, in a thread, while ``step`` is committed.
+
+        Not before a checkpoint: it is of the state that the newest commit leaves. Not one whose turn needs more care:
+        the first of a producer, one that failed before, labels. What is wrong with a file is told when its turn comes.
+        """
+        if self._ahead is not None or self._is_due():
+            return
+        name = self._next_after(step.commit)
+        if name is None:
+            return
+        try:
+            batch, info = self._read(name, step.commit.producers.get(name.producer, ProducerPosition()))
+        except (SegmentError, OSError):
+            return
+        self._ahead = _Ahead(name, batch, info, self._thread.submit(self._give, str(name), batch))
+
+    def _next_after(self, commit: Commit) -> SegmentName | None:
+        """The first segment known to wait after a step that can be taken without care."""
+        first = {p: commit.producers.get(p, ProducerPosition()).seq + 1 for p in self._waiting}
+        waiting = sorted(p for p, seq in first.items() if seq in self._waiting[p])
+        if not self._proved.issuperset(waiting):
+            return None
+        for producer in (*(p for p in waiting if p > self._served), *waiting):
+            name = SegmentName(self._epoch, producer, self._partition, first[producer])
+            if not name.of_labels and str(name) not in self._tries:
+                return name
+        return None
+
     def _next_commit(self) -> Commit:
         last = self.commit
         return msgspec.structs.replace(
@@ -511,13 +572,19 @@ class PartitionLog:
         """
         self._scan()
         next_seq = {p: self.commit.producers.get(p, ProducerPosition()).seq + 1 for p in sorted(self._waiting)}
+        left = self._limits.segments
+        if self._ahead is not None:
+            self._served = self._ahead.name.producer
+            next_seq[self._served] += 1
+            left -= 1
+            yield self._ahead.name
         turn = [p for p in next_seq if p > self._served] + [p for p in next_seq if p <= self._served]
         for producer in turn:
             if producer not in self._proved and next_seq[producer] in self._waiting[producer]:
-                self._served = producer
-                yield SegmentName(self._epoch, producer, self._partition, next_seq[producer])
+                if left == self._limits.segments:
+                    self._served = producer
+                    yield SegmentName(self._epoch, producer, self._partition, next_seq[producer])
                 return
-        left = self._limits.segments
         while left and (turn := [p for p in turn if next_seq[p] in self._waiting[p]]):
             for producer in turn[:left]:
                 yield SegmentName(self._epoch, producer, self._partition, next_seq[producer])
@@ -728,9 +795,14 @@ class PartitionLog:
         """Write a checkpoint if one is due (or ``force``) and remove what it covers; whether one was written.
 
         Due: something was committed since, ``checkpoint_seconds`` have passed, and writing checkpoints has taken at
-        most CHECKPOINT_SHARE of the time, or CHECKPOINT_ROWS were taken. Raises LostError, OSError (a full disk).
+        most CHECKPOINT_SHARE of the time, or CHECKPOINT_ROWS were taken. With ``force`` what the state has taken
+        ahead is committed first. Raises LostError, OSError (a full disk).
         """
-        if not self._loaded or self._pending is not None or self.commit.step == self.checkpoint_step:
+        while force and self._loaded and self._ahead is not None:
+            self._step(looks_ahead=False)
+        if not self._loaded or self._pending is not None or self._ahead is not None:
+            return False
+        if self.commit.step == self.checkpoint_step:
             return False
         if not (force or self._is_due()):
             return False

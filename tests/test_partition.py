@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import threading
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,8 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from faulting import Crash, FaultingFiles, Turns
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from processes import wait_until
 from segments import (
     FORBIDDEN_CENTS,
     Chain,
@@ -296,9 +298,10 @@ def test_the_disk_is_at_work_while_the_next_segment_is_computed_and_all_is_durab
     publish(volume, [4] * 4)
     log = open_log(volume, work=Watching())
     log.step()
+    wait_until(lambda: len(seen) == 2, "2 is computed while 1 is committed", 30)
     del seen[:], files.log[:]
     assert log.step() == 12
-    assert seen == [[], ["2"], ["2", "3"]]
+    assert seen == [["2"], ["2", "3"]]
     linked = next(at for at, (call, path) in enumerate(files.log) if call == "link" and path.suffix == ".json")
     for number in (2, 3, 4):
         for topic in ("features-ready", "training-queue"):
@@ -306,6 +309,80 @@ def test_the_disk_is_at_work_while_the_next_segment_is_computed_and_all_is_durab
                 call for call, path in files.log[:linked] if path.name == raw_name(number).file and topic in path.parts
             ]
             assert calls == ["open", "write", "fsync"]
+
+
+def test_the_next_segment_is_computed_while_the_disk_makes_a_step_durable(tmp_path: Path) -> None:
+    class Waiting(FaultingFiles):
+        """Links a step only when the state has taken the first segment of the next."""
+
+        def step(self, call: str, path: Path) -> None:
+            if call == "link" and path.parent.parent.name == "commits":
+                meanwhile.append(taken.wait(30))
+            super().step(call, path)
+
+    class Telling(Chain):
+        def apply(self, batch: pa.RecordBatch) -> Outcome:
+            outcome = super().apply(batch)
+            if batch.num_rows == 8:
+                taken.set()
+            return outcome
+
+    taken, meanwhile = threading.Event(), list[bool]()
+    volume = volume_at(tmp_path, Waiting())
+    publish(volume, [4, 8])
+    log = open_log(volume, work=Telling())
+    assert log.step() == 4
+    assert meanwhile == [True]
+    assert (log.commit.consumed, log.step(), log.commit.consumed) == (4, 8, 12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps=st.lists(st.sampled_from(["produce", "consume", "due", "force", "kill", "full"]), max_size=40))
+@example(steps=["produce", "consume", "due", "consume", "due", "kill"])
+def test_a_checkpoint_is_of_what_was_committed_whatever_was_looked_ahead(steps: list[str]) -> None:
+    class Full(Files):
+        full = False
+
+        def step(self, call: str, path: Path) -> None:
+            if self.full and call == "fsync":
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+    with TemporaryDirectory() as folder:
+        now, files = [0.0], Full()
+        volume = volume_at(Path(folder), files)
+        log = open_log(volume, clock=lambda: now[0], limits=Limits(2, 100))
+        for number, step in enumerate(steps):
+            files.full = step == "full"
+            written = False
+            match step:
+                case "produce":
+                    publish(volume, [2, 5, 3])
+                case "consume":
+                    log.step()
+                case "due":
+                    now[0] += 11.0
+                    written = log.checkpoint()
+                case "force":
+                    written = log.checkpoint(force=True)
+                case "kill":
+                    log = open_log(volume, f"w{number}", clock=lambda: now[0], limits=Limits(2, 100))
+                case "full":
+                    with suppress(OSError):
+                        log.step()
+            if written:
+                path = volume.checkpoints(0) / CheckpointName(1, log.commit.step).file
+                assert np.array_equal(read_checkpoint(path)[1]["links"], links_of(volume, log.commit.consumed))
+        files.full = False
+        log.close()
+        expected = links_of(volume, log.commit.consumed)
+        assert np.array_equal(open_log(volume, "next")._work.arrays()["links"], expected)
+
+
+def links_of(volume: Volume, rows: int) -> Any:
+    """The state that the first ``rows`` rows of the only producer leave."""
+    whole = Chain()
+    whole.apply(raw_batch(0, rows))
+    return whole.links
 
 
 def test_what_an_fsync_refused_is_written_again(tmp_path: Path) -> None:
@@ -518,7 +595,7 @@ def test_a_stale_link_is_skipped_and_removed(tmp_path: Path) -> None:
     publish(volume, SIZES)
     stale = volume.raw_ready(0) / raw_name(1).file
     content = stale.read_bytes()
-    log = open_log(volume)
+    log = open_log(volume, limits=Limits(1, 100))
     drain(log, checkpoint_each=1)
     assert not stale.exists()
     stale.write_bytes(content)
@@ -654,6 +731,47 @@ def test_many_rows_make_a_checkpoint_due_early(tmp_path: Path, monkeypatch: pyte
         drain(log)
         now[0] += 11
         assert log.checkpoint() is due
+
+
+def test_a_lost_state_is_not_restored_while_a_segment_is_looked_ahead(tmp_path: Path) -> None:
+    class Slow(Chain):
+        applying = False
+
+        def apply(self, batch: pa.RecordBatch) -> Outcome:
+            self.applying = batch.num_rows == 8
+            if self.applying:
+                restored.wait(0.5)
+            self.applying = False
+            return super().apply(batch)
+
+        def restore(self, arrays: Any) -> None:
+            meanwhile.append(self.applying)
+            restored.set()
+            super().restore(arrays)
+
+    restored, meanwhile = threading.Event(), list[bool]()
+    volume = volume_at(tmp_path)
+    publish(volume, [4, 8])
+    log = open_log(volume, work=Slow())
+    restored.clear()
+    assert log.step() == 4
+    log.open(1)
+    assert meanwhile == [False, False, False]
+    assert log.step() == 8
+
+
+def test_a_backlog_does_not_put_checkpoints_off(tmp_path: Path) -> None:
+    """What is looked ahead must not always be in the way of one that is due."""
+    now = [100.0]
+    volume = volume_at(tmp_path)
+    publish(volume, [2] * 20)
+    log = open_log(volume, clock=lambda: now[0], checkpoint_seconds=10, limits=Limits(1, 100))
+    written = []
+    while log.step():
+        now[0] += 4.0
+        written.append(log.checkpoint())
+    assert len(written) == 20
+    assert sum(written) >= 4
 
 
 def test_partitions_are_independent_logs(tmp_path: Path) -> None:
