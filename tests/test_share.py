@@ -143,10 +143,11 @@ def test_a_checkpoint_of_a_version_before_starts_with_nothing_seen(tmp_path: Pat
 
 def test_the_sample_is_the_same_to_the_byte_whoever_is_killed(tmp_path: Path) -> None:
     """Over the whole time in which the window grows; replays, restarts and take-overs included."""
-    a_day, sizes = 100, [170, 1, 260, 0, 190] * 6
+    a_day, sizes = 100, [85, 1, 130, 0, 95] * 12
     options = Settings(train_max_rows=300)
 
-    def run(root: Path, patience: int) -> tuple[int, dict[str, bytes]]:
+    def run(root: Path, patience: int) -> tuple[list[int], dict[str, bytes]]:
+        begun = []  # by life: the step of the checkpoint that it began from
         volume = volume_at(root)
         source, row = Producer(volume, "g00", 1, "feeder"), 0
         source.resume()
@@ -160,19 +161,23 @@ def test_the_sample_is_the_same_to_the_byte_whoever_is_killed(tmp_path: Path) ->
                 files = FaultingFiles(patience + life % 13) if patience else volume.files
                 log = PartitionLog(Volume(root, files), 0, f"w{life}", work)
                 log.open(1)
+                begun.append(log.checkpoint_step)
                 drain(log, checkpoint_each=1)
                 break
             except Crash:
                 continue
-        return life, {path.name: path.read_bytes() for path in (volume.training / "ready").iterdir()}
+        return begun, {path.name: path.read_bytes() for path in (volume.training / "ready").iterdir()}
 
-    lives, expected = run(tmp_path / "whole", 0)
-    assert lives == 1
-    assert len(expected) > 15
-    for patience in (44, 70):  # killed before and after a checkpoint of its own
-        lives, found = run(tmp_path / str(patience), patience)
-        assert lives > 3
+    begun, expected = run(tmp_path / "whole", 0)
+    assert begun == [0]
+    assert len(expected) > 30
+    checkpoints = set()
+    for patience in (60, 120, 200):
+        begun, found = run(tmp_path / str(patience), patience)
+        assert len(begun) > 3
         assert found == expected
+        checkpoints |= set(begun)
+    assert len(checkpoints) > 3, "too few began from a checkpoint: give them more patience"
 
 
 def test_partitions_fill_the_sample_together(tmp_path: Path) -> None:
