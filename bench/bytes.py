@@ -20,6 +20,7 @@ from services.generator.traffic import Traffic
 from services.prep.work import FeatureWork
 from spearhead import scoring
 from spearhead.files import Files
+from spearhead.narrow import narrow
 from spearhead.schema import RAW
 from spearhead.segment import SegmentInfo, write_segment
 from spearhead.settings import Settings
@@ -41,7 +42,7 @@ def measure(settings: Settings, warm: int, folder: Path) -> dict[str, float]:
         scored_at=0, model="v000001",
     )  # fmt: skip
     written = {
-        "raw-transactions": raw,
+        "raw-transactions": narrow(raw),
         "features-ready": features.select([name for name in features.schema.names if name not in RAW.names]),
         "training-queue": work.sample(features),
         "inference-results": scoring.results(scored),

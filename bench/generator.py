@@ -18,6 +18,7 @@ from services.generator import warm
 from services.generator.population import population
 from services.generator.traffic import BLOCK_ROWS, Traffic
 from spearhead.files import Files
+from spearhead.narrow import narrow
 from spearhead.segment import SegmentInfo, write_segment
 
 
@@ -51,7 +52,7 @@ def measure(cards: int, merchants: int, times: int, folder: Path) -> dict[str, o
         "population_seconds": round(built, 3),
         "population_bytes": int(pop.cards.nbytes + pop.merchants.nbytes),
         "take": timed(lambda: source.take(BLOCK_ROWS), times),
-        "write": timed(lambda: write_segment(Files(fsync=False), path, batch, info), times),
+        "write": timed(lambda: write_segment(Files(fsync=False), path, narrow(batch), info), times),
         "bytes_per_row": round(path.stat().st_size / BLOCK_ROWS, 1),
     }
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import pyarrow as pa
 from msgspec.structs import replace
 
+from spearhead.narrow import column_of
+from spearhead.schema import RAW
 from spearhead.segment import SUFFIX, SegmentError, SegmentInfo, read_segment
 from spearhead.volume import Volume
 
@@ -38,10 +40,22 @@ def read_features(volume: Volume, path: Path) -> tuple[pa.RecordBatch, SegmentIn
         raise SegmentError(f"{info.name}: its companion in features-ready/rows is gone") from error
     if made_of.name != info.name or rows.num_rows != own.num_rows:
         raise SegmentError(f"{info.name}: its companion holds {rows.num_rows} rows of {made_of.name}")
+    columns = _shared(rows, info)
+    fields = [RAW.field(name) for name in info.shared]
+    schema = pa.schema([*fields, *own.schema], metadata=own.schema.metadata)
+    return pa.RecordBatch.from_arrays([*columns, *own.columns], schema=schema), replace(info, shared=())
+
+
+def _shared(rows: pa.RecordBatch, info: SegmentInfo) -> list[pa.Array]:
+    """The columns that features of ``info`` leave to their companion ``rows``. Raises SegmentError if they lack."""
     lacking = set(info.shared) - set(rows.schema.names)
     if lacking:
         raise SegmentError(f"{info.name}: its companion lacks {', '.join(sorted(lacking))}")
-    fields = [rows.schema.field(column) for column in info.shared]
-    columns = [rows.column(column) for column in info.shared]
-    schema = pa.schema([*fields, *own.schema], metadata=own.schema.metadata)
-    return pa.RecordBatch.from_arrays([*columns, *own.columns], schema=schema), replace(info, shared=())
+    try:
+        columns = [column_of(rows, name) for name in info.shared]
+    except SegmentError as error:
+        raise SegmentError(f"{info.name}: its companion's {error}") from error
+    for name, column in zip(info.shared, columns, strict=True):
+        if column.type != RAW.field(name).type:
+            raise SegmentError(f"{info.name}: its companion has {name} as {column.type}")
+    return columns

@@ -35,6 +35,7 @@ from spearhead.checkpoint import (
 from spearhead.companion import STAGED_SUFFIX, companion
 from spearhead.files import Files
 from spearhead.mask import mask
+from spearhead.narrow import read_raw
 from spearhead.rejects import (
     PREP_SUFFIX,
     REASON_SUFFIX,
@@ -46,7 +47,7 @@ from spearhead.rejects import (
     stray_name,
 )
 from spearhead.schema import LABELS, RAW
-from spearhead.segment import SegmentError, SegmentInfo, SegmentName, read_segment, write_segment
+from spearhead.segment import SegmentError, SegmentInfo, SegmentName, write_segment
 from spearhead.volume import Volume
 
 LABEL_SUFFIX: Final = ".labels.json"  # the aggregate of a segment of labels, as it is staged
@@ -275,7 +276,7 @@ class PartitionLog:
         for n in range(step + 1, self.commit.step + 1):
             try:
                 for name in self._read_commit(n).inputs:
-                    self._give(name, read_segment(self._ready / f"{name}.arrow")[0])
+                    self._give(name, read_raw(self._ready / f"{name}.arrow")[0])
             except FileNotFoundError as error:
                 if self._checkpoint_steps()[-1:] > [step]:
                     raise LostError(f"partition {self._partition} moved on while it was replayed") from error
@@ -424,7 +425,7 @@ class PartitionLog:
 
     def _read(self, name: SegmentName, before: ProducerPosition) -> tuple[pa.RecordBatch, SegmentInfo]:
         """The next segment of a producer that was followed so far. Raises SegmentError, FileNotFoundError."""
-        batch, info = read_segment(self._ready / name.file)
+        batch, info = read_raw(self._ready / name.file)
         _check(batch, info, name, before)
         return batch, info
 

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from spearhead.files import Files
+from spearhead.narrow import narrow
 from spearhead.rejects import EDGE_SUFFIX, RejectedRow, encode_rejects
 from spearhead.segment import LABEL_LETTER, SEQ_DIGITS, SegmentError, SegmentInfo, SegmentName, read_info, write_segment
 from spearhead.volume import Volume
@@ -159,7 +160,7 @@ class Producer:
     def _stage(self, part: pa.RecordBatch, info: SegmentInfo, staged: Path) -> None:
         self._files.make_folder(self._staging)
         try:
-            write_segment(self._files, staged, part, info)
+            write_segment(self._files, staged, part if self._labels else narrow(part), info)
         except OSError:
             self._files.remove(staged)
             raise

@@ -122,7 +122,7 @@ def read_segment_notes(path: Path) -> tuple[pa.RecordBatch, SegmentInfo, bytes]:
     reader, info = _open(path)
     try:
         batch, notes = reader.get_batch_with_custom_metadata(0)
-    except (pa.ArrowInvalid, OSError, IndexError) as error:
+    except (pa.ArrowException, OSError, IndexError) as error:
         raise SegmentError(f"{path.name}: damaged record batch: {error}") from error
     if batch.num_rows != info.items:
         raise SegmentError(f"{path.name}: has {batch.num_rows} rows, its metadata says {info.items}")
@@ -138,11 +138,12 @@ def _open(path: Path) -> tuple[pa.ipc.RecordBatchFileReader, SegmentInfo]:
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         metadata = reader.schema.metadata or {}
+        _ = reader.schema.names  # raises where one is no text
         info = msgspec.json.decode(metadata[_KEY], type=SegmentInfo)
     except FileNotFoundError:
         raise
     except KeyError as error:
         raise SegmentError(f"{path.name}: an Arrow file, but not a segment (no '{_KEY.decode()}' metadata)") from error
-    except (pa.ArrowInvalid, msgspec.DecodeError, OSError, ValueError) as error:
+    except (pa.ArrowException, msgspec.DecodeError, OSError, ValueError) as error:
         raise SegmentError(f"{path.name}: not a readable segment: {error}") from error
     return reader, info

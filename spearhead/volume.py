@@ -12,7 +12,7 @@ from pathlib import Path
 from spearhead.files import Files
 from spearhead.segment import SegmentName
 
-FORMAT = 4
+FORMAT = 5
 TOPICS = ("raw-transactions", "features-ready", "inference-results", "training-queue")
 
 

@@ -20,7 +20,7 @@ from services.api.taker import Means
 from spearhead import rejects
 from spearhead.dead import DeadCounter
 from spearhead.files import Files
-from spearhead.segment import read_segment
+from spearhead.narrow import read_raw
 from spearhead.settings import Settings
 from spearhead.tokens import Tokenizer
 from spearhead.volume import Volume
@@ -63,7 +63,7 @@ def take(box: Inbox) -> None:
 
 def published(volume: Volume) -> list[str]:
     paths = sorted(path for path in volume.raw_ready(0).iterdir() if "-i00-" in path.name)
-    return [number for path in paths for number in read_segment(path)[0].column("trans_num").to_pylist()]
+    return [number for path in paths for number in read_raw(path)[0].column("trans_num").to_pylist()]
 
 
 def write(path: Path, records: list[dict[str, str]]) -> None:
@@ -298,7 +298,7 @@ def test_labels_of_files_are_kept(volume: Volume, folder: Path) -> None:
     box = inbox(volume)
     take(box)
     (path,) = [path for path in volume.raw_ready(0).iterdir() if "-i00-" in path.name]
-    assert read_segment(path)[0].column("label").to_pylist() == [1, -1, 0]
+    assert read_raw(path)[0].column("label").to_pylist() == [1, -1, 0]
     box.close()
 
 

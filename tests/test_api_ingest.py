@@ -20,8 +20,8 @@ from services.api import schemas
 from services.api.ingest import BusyError, Checked, ConflictError, Ingest, check, finish, unfinished
 from services.api.rows import parse
 from spearhead.files import Files
+from spearhead.narrow import read_raw
 from spearhead.producer import Producer
-from spearhead.segment import read_segment
 from spearhead.settings import Settings
 from spearhead.tokens import Tokenizer
 from spearhead.volume import Volume
@@ -40,7 +40,7 @@ def api(volume: Volume) -> Iterator[Api]:
 def published(volume: Volume) -> pl.DataFrame:
     """Every row that HTTP ingest has published, in order."""
     paths = sorted(path for path in volume.raw_ready(0).iterdir() if "-h" in path.name)
-    batches = [read_segment(path)[0] for path in paths]
+    batches = [read_raw(path)[0] for path in paths]
     columns = ("trans_num", "label", "amt_cents", "last4", "ingested_at", "card")
     frames = [pl.DataFrame({name: batch.column(name).to_pylist() for name in columns}) for batch in batches]
     return pl.concat(frames) if frames else pl.DataFrame({"trans_num": []})
@@ -258,7 +258,7 @@ def of_partitions(volume: Volume, partitions: int) -> list[list[str]]:
         [
             number
             for path in sorted(volume.raw_ready(partition).glob("*-h*.arrow"))
-            for number in read_segment(path)[0].column("trans_num").to_pylist()
+            for number in read_raw(path)[0].column("trans_num").to_pylist()
         ]
         for partition in range(partitions)
     ]

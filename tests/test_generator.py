@@ -23,7 +23,8 @@ from spearhead.control import Control
 from spearhead.errors import ConfigurationError
 from spearhead.files import Files
 from spearhead.heartbeat import Heartbeat, Roster, worker_name
-from spearhead.segment import SegmentInfo, SegmentName, read_segment
+from spearhead.narrow import read_raw
+from spearhead.segment import SegmentInfo, SegmentName
 from spearhead.settings import Settings
 from spearhead.volume import Volume
 from tests.faulting import Crash, FaultingFiles
@@ -54,7 +55,7 @@ def published(volume: Volume, producer: str = "g00") -> tuple[pa.Table, list[Seg
     """All rows of a producer in order, and what its segments say."""
     found = [SegmentName.parse(name) for name in volume.files.list(volume.raw_ready(0))]
     names = sorted(name for name in found if name and name.producer == producer)
-    parts = [read_segment(volume.raw_ready(0) / name.file) for name in names]
+    parts = [read_raw(volume.raw_ready(0) / name.file) for name in names]
     assert [name.seq for name in names] == list(range(1, len(names) + 1))
     table = pa.Table.from_batches([batch.replace_schema_metadata(None) for batch, _ in parts])
     return table, [info for _, info in parts]
@@ -145,7 +146,7 @@ class Disturbed:
         ids: list[str] = []
         for partition in range(self.partitions):
             for name in volume.files.list(volume.raw_ready(partition)):
-                ids += read_segment(volume.raw_ready(partition) / name)[0]["trans_num"].to_pylist()
+                ids += read_raw(volume.raw_ready(partition) / name)[0]["trans_num"].to_pylist()
         return ids
 
 
@@ -206,7 +207,7 @@ def test_a_reset_starts_the_source_again(volume: Volume) -> None:
     names = [SegmentName.parse(name) for name in volume.files.list(volume.raw_ready(0))]
     newest = max(name for name in names if name)
     assert newest == SegmentName(2, "g00", 0, 1)
-    batch, info = read_segment(volume.raw_ready(0) / newest.file)
+    batch, info = read_raw(volume.raw_ready(0) / newest.file)
     assert info.rows_before == 0
     assert same_rows(pa.Table.from_batches([batch.replace_schema_metadata(None)]), expected(500))
 

@@ -33,6 +33,7 @@ from spearhead.errors import ConfigurationError
 from spearhead.features import WIDTH, History
 from spearhead.hashing import hash_strings
 from spearhead.heartbeat import Heartbeat, Roster
+from spearhead.narrow import read_raw
 from spearhead.packing import attach
 from spearhead.partition import PartitionLog, newest_commit
 from spearhead.producer import Producer
@@ -127,7 +128,7 @@ def test_slices_are_validated_where_they_are() -> None:
 def test_the_columns_of_features_are_the_segment_s_own_memory(tmp_path: Path) -> None:
     volume = volume_at(tmp_path)
     publish(volume, [100])
-    batch, _ = read_segment(volume.raw_ready(0) / raw_name(1).file)
+    batch, _ = read_raw(volume.raw_ready(0) / raw_name(1).file)
     matrix = np.zeros((100, WIDTH), np.float32)
     out = attach(batch, matrix)
     for field in IDENTITY:

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from segments import Chain, Downstream, drain, publish, raw_batch, raw_name, volume_at
 
 from spearhead.files import Files
+from spearhead.narrow import read_raw
 from spearhead.partition import PartitionLog
 from spearhead.producer import Producer, SupersededError, split
 from spearhead.rejects import Reject
-from spearhead.segment import SegmentError, read_info, read_segment
+from spearhead.segment import SegmentError, read_info
 from spearhead.volume import Volume
 
 CARD_NUMBER = "4532015112830366"
@@ -43,7 +44,7 @@ def published_rows(volume: Volume, partitions: int) -> list[str]:
     for partition in range(partitions):
         before = 0
         for path in sorted(volume.raw_ready(partition).glob("*.arrow")):
-            batch, info = read_segment(path)
+            batch, info = read_raw(path)
             assert info.rows_before == before
             before += info.rows
             rows += batch.column("trans_num").to_pylist()

@@ -20,7 +20,7 @@ def publish(volume: Volume, *names: tuple[int, str, int, int]) -> None:
 
 def test_an_unknown_format_is_refused(volume: Volume) -> None:
     (volume.control / "format").write_text("1\n")
-    with pytest.raises(VolumeError, match=r"format '1', this version reads 4: see docs/OPERATIONS.md, Upgrade"):
+    with pytest.raises(VolumeError, match=r"format '1', this version reads 5: see docs/OPERATIONS.md, Upgrade"):
         volume.prepare()
     assert (volume.control / "format").read_text() == "1\n"
 
