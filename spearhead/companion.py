@@ -48,9 +48,6 @@ def read_features(volume: Volume, path: Path) -> tuple[pa.RecordBatch, SegmentIn
 
 def _shared(rows: pa.RecordBatch, info: SegmentInfo) -> list[pa.Array]:
     """The columns that features of ``info`` leave to their companion ``rows``. Raises SegmentError if they lack."""
-    lacking = set(info.shared) - set(rows.schema.names)
-    if lacking:
-        raise SegmentError(f"{info.name}: its companion lacks {', '.join(sorted(lacking))}")
     try:
         columns = [column_of(rows, name) for name in info.shared]
     except SegmentError as error:

@@ -1,11 +1,8 @@
-"""raw-transactions as they are written: columns of schema.RAW in fewer bytes, wherever their values allow it, exactly.
+"""raw-transactions as they are written: schema.RAW, but ``trans_num`` without offsets where all texts have one length.
 
-| column | is written as | where |
-| --- | --- | --- |
-| ``trans_num`` | fixed_size_binary(w), without offsets | all texts have w bytes, 1 or more |
-
-Any other column, one with nulls, and one whose values don't allow it are written as they are, so a reader takes either
-form of each column. A segment without rows is written as it is.
+Then it is fixed_size_binary(w): w bytes a row, 1 or more. Texts of several lengths, or with nulls, are written as they
+are, as is a segment without rows; a reader takes both forms. docs/decisions/0017-bytes-per-row.md says why no other
+column has a narrow form.
 """
 
 from __future__ import annotations
@@ -21,19 +18,20 @@ from numpy.typing import NDArray
 from spearhead.schema import RAW
 from spearhead.segment import SegmentError, SegmentInfo, read_segment
 
+_ID: Final = RAW.get_field_index("trans_num")
 _OFFSET_MAX: Final = np.iinfo(np.int32).max
 
 
 def narrow(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """A batch of schema.RAW as it is to be written; columns that stay as they are keep their memory."""
-    if not batch.num_rows:
-        return batch
-    fields, columns = [], []
-    for field, column in zip(RAW, batch.columns, strict=True):
-        made = None if column.null_count else _narrowed(field, column)
-        fields.append(field if made is None else made[0])
-        columns.append(column if made is None else made[1])
-    return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
+    """A batch of schema.RAW as it is to be written, over its own memory."""
+    column = _same_length(batch.column(_ID)) if batch.num_rows else None
+    return batch if column is None else batch.set_column(_ID, RAW.field(_ID).with_type(column.type), column)
+
+
+def widen(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """What ``narrow`` was given, over the memory of ``batch``. Raises SegmentError if the narrow column is damaged."""
+    column = column_of(batch, "trans_num")
+    return batch.set_column(_ID, RAW.field(_ID).with_type(column.type), column)
 
 
 def read_raw(path: Path) -> tuple[pa.RecordBatch, SegmentInfo]:
@@ -50,69 +48,63 @@ def read_raw(path: Path) -> tuple[pa.RecordBatch, SegmentInfo]:
         raise SegmentError(f"{path.name}: {error}") from error
 
 
-def widen(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """What ``narrow`` was given, and the metadata of ``batch``. Raises SegmentError if a narrow column is damaged."""
-    columns = [column_of(batch, name) for name in RAW.names]
-    fields = [field.with_type(column.type) for field, column in zip(RAW, columns, strict=True)]
-    return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields, batch.schema.metadata))
-
-
 def column_of(batch: pa.RecordBatch, name: str) -> pa.Array:
-    """A column of schema.RAW of a batch as it is written, widened, at no cost for the others.
+    """A column of a batch as it was written, widened; one that is not narrow as it is.
 
-    One that is neither as in RAW nor narrow is given as it is. Raises SegmentError if a narrow one is damaged.
+    Raises SegmentError if there is none of that name, or a narrow one is damaged.
     """
-    column = batch.column(name)
-    if name == "trans_num" and pa.types.is_fixed_size_binary(column.type):
-        return _texts(_sound(name, column))
-    return column
-
-
-def _narrowed(field: pa.Field, column: pa.Array) -> tuple[pa.Field, pa.Array] | None:
-    """A column without nulls, of at least one row, in fewer bytes; None if it stays as it is."""
-    made = _same_length(column) if field.name == "trans_num" else None
-    return None if made is None else (field.with_type(made.type), made)
-
-
-def _sound(name: str, column: pa.Array) -> pa.Array:
-    """The column. Raises SegmentError if its buffers are too short, or a value is missing."""
     try:
-        column.validate()
-    except pa.ArrowInvalid as error:
-        raise SegmentError(f"{name} is damaged: {error}") from error
-    if column.null_count:
-        raise SegmentError(f"{name} is {column.type} with {column.null_count} nulls")
-    return column
+        column = batch.column(name)
+    except KeyError as error:
+        raise SegmentError(f"{name} is not there") from error
+    if name != "trans_num" or not pa.types.is_fixed_size_binary(column.type):
+        return column
+    return _texts(column)
 
 
-def _same_length(texts: pa.Array) -> pa.Array | None:
-    """Texts of one length without their offsets."""
+def texts_of(data: pa.Buffer, width: int, rows: int) -> pa.StringArray:
+    """``rows`` texts of ``width`` bytes each, which lie one after the other in ``data``: over its memory.
+
+    ``narrow`` knows them without a look at their offsets, which all such texts share.
+    """
+    return pa.StringArray.from_buffers(rows, pa.py_buffer(_every(width, rows)), data)
+
+
+def _same_length(texts: pa.StringArray) -> pa.Array | None:
+    """Texts of one length without their offsets; None if they are not."""
     rows = len(texts)
     _, offsets, data = texts.buffers()
     ends = np.frombuffer(offsets, np.int32)[texts.offset : texts.offset + rows + 1]
     first, last = int(ends[0]), int(ends[-1])
     width = (last - first) // rows
-    if not width or not np.array_equal(ends - ends[0] if first else ends, _every(width, rows)):
+    if not width or texts.null_count:
+        return None
+    expected = _every(width, rows)
+    if ends.ctypes.data != expected.ctypes.data and not np.array_equal(ends - first, expected):
         return None
     return pa.Array.from_buffers(pa.binary(width), rows, [None, data.slice(first, last - first)])
 
 
-def _texts(column: pa.Array) -> pa.Array:
-    """Texts of one length over their own memory, with offsets."""
+def _texts(column: pa.FixedSizeBinaryArray) -> pa.StringArray:
+    """Texts of one length with their offsets. Raises SegmentError if some are missing or beyond the file."""
+    try:
+        column.validate()
+    except pa.ArrowInvalid as error:
+        raise SegmentError(f"trans_num is damaged: {error}") from error
     rows, width = len(column), column.type.byte_width
-    if rows * width > _OFFSET_MAX:
-        raise SegmentError(f"trans_num holds {rows:,} texts of {width:,} bytes, more than offsets can say")
-    offsets = pa.py_buffer(_every(width, rows))
-    data = column.buffers()[1].slice(column.offset * width, rows * width)
-    return pa.StringArray.from_buffers(rows, offsets, data)
+    if column.null_count or rows * width > _OFFSET_MAX:
+        raise SegmentError(f"trans_num is {rows:,} texts of {width:,} bytes with {column.null_count:,} nulls")
+    return texts_of(column.buffers()[1].slice(column.offset * width, rows * width), width, rows)
 
 
 def _every(width: int, rows: int) -> NDArray[np.int32]:
-    """0, width, ... up to rows * width; kept, for segments are mostly alike."""
+    """0, width, ... up to rows * width: a part of one array for all that ask for as many, or a few less."""
     return _multiples(width, max(rows - 1, 0).bit_length())[: rows + 1]
 
 
 @lru_cache(maxsize=8)
 def _multiples(width: int, bits: int) -> NDArray[np.int32]:
     # What is beyond the largest offset wraps, and nobody takes it.
-    return (np.arange((1 << bits) + 1, dtype=np.int64) * width).astype(np.int32)
+    multiples = (np.arange((1 << bits) + 1, dtype=np.int64) * width).astype(np.int32)
+    multiples.flags.writeable = False
+    return multiples

@@ -31,7 +31,8 @@ LAST_TIME_US: Final = 158_731_488_000_000_000  # the year 7000; the clock of the
 UNKNOWN_LABEL: Final = -1
 
 TIME = pa.timestamp("us", tz="UTC")
-INGESTED = pa.dictionary(pa.uint16(), TIME)  # rows that came together share a time
+INGESTED = pa.dictionary(pa.uint8(), TIME)  # rows that came together share a time
+INGESTED_MAX: Final = 256  # different ones in a segment
 MERCHANT = pa.dictionary(pa.uint16(), pa.string())
 MERCHANTS_MAX: Final = 65_536  # different ones in a segment
 FIRST_NAME = pa.dictionary(pa.int16(), pa.string())
@@ -68,7 +69,7 @@ NO_RAW_ROWS: Final = pa.RecordBatch.from_arrays([pa.nulls(0, field.type) for fie
 
 def came_together(rows: int, at: int) -> pa.DictionaryArray:
     """``ingested_at`` of rows that all came at ``at``, us since 1970."""
-    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.uint16)), pa.array([at], TIME))
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.uint8)), pa.array([at], TIME))
 
 
 def features_schema(width: int) -> pa.Schema:

@@ -15,7 +15,7 @@ from spearhead.files import Files
 from spearhead.partition import LostError, Outcome, PartitionLog
 from spearhead.producer import Producer
 from spearhead.rejects import Reject
-from spearhead.schema import FIRST_NAME, INGESTED, MERCHANT, RAW, TIME
+from spearhead.schema import FIRST_NAME, INGESTED, INGESTED_MAX, MERCHANT, RAW, TIME
 from spearhead.segment import SegmentName
 from spearhead.volume import Volume
 
@@ -24,8 +24,13 @@ START_US = 1_700_000_000_000_000
 
 
 def ingested(times: Any) -> pa.DictionaryArray:
-    """``ingested_at`` of rows that came at these times, us since 1970."""
-    return pa.array(np.asarray(times, np.int64), TIME).dictionary_encode().cast(INGESTED)
+    """``ingested_at`` of rows that came at these times, us since 1970; of too many, as many as a segment may have."""
+    exact = np.asarray(times, np.int64)
+    if len(np.unique(exact)) > INGESTED_MAX:
+        first = int(exact.min())
+        step = -(-(int(exact.max()) - first + 1) // INGESTED_MAX)
+        exact = first + (exact - first) // step * step
+    return pa.array(exact, TIME).dictionary_encode().cast(INGESTED)
 
 
 def raw_batch(start: int, rows: int, cards: int = 7, cents: Sequence[int] | None = None) -> pa.RecordBatch:

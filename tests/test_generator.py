@@ -17,13 +17,14 @@ from hypothesis import strategies as st
 
 from services.generator.pacing import CATCH_UP_SECONDS, Pacer
 from services.generator.population import population
-from services.generator.stage import INGEST_STEPS, Generator, check
+from services.generator.stage import Generator, check
 from services.generator.traffic import Traffic
 from spearhead.control import Control
 from spearhead.errors import ConfigurationError
 from spearhead.files import Files
 from spearhead.heartbeat import Heartbeat, Roster, worker_name
 from spearhead.narrow import read_raw
+from spearhead.schema import INGESTED_MAX
 from spearhead.segment import SegmentInfo, SegmentName
 from spearhead.settings import Settings
 from spearhead.volume import Volume
@@ -234,8 +235,8 @@ def test_many_rows_share_the_times_at_which_they_came(volume: Volume, monkeypatc
     assert stage.step() == 1000
     came = published(volume)[0]["ingested_at"].cast("int64").to_numpy()
     exact = before - 250_000 + np.arange(1, 1001) * 250
-    assert len(np.unique(came)) == INGEST_STEPS
-    assert ((came >= exact) & (came - exact <= 250_000 / INGEST_STEPS)).all()
+    assert len(np.unique(came)) == INGESTED_MAX
+    assert ((came >= exact) & (came - exact <= 250_000 / INGESTED_MAX)).all()
     assert came[-1] == before
 
 

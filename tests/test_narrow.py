@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from services.generator.population import population
+from services.generator.traffic import Traffic
 from services.prep.validate import validate
 from spearhead.companion import companion, read_features
 from spearhead.files import Files
@@ -115,8 +117,14 @@ def test_texts_of_one_length_have_no_offsets() -> None:
 
 @pytest.mark.parametrize("texts", [["a", "bb", ""], ["", "", ""], ["a", "bcd", "ef"], ["ab", None, "cd"]])
 def test_other_texts_stay_as_they_are(texts: list[str | None]) -> None:
-    batch = with_column(raw_batch(0, 3), "trans_num", array("trans_num", texts))
+    batch = with_ids(raw_batch(0, 3), array("trans_num", texts))
     assert narrow(batch).column("trans_num").equals(batch.column("trans_num"))
+
+
+def test_a_text_that_is_missing_is_not_taken_for_one_of_its_length() -> None:
+    _, offsets, data = raw_batch(0, 3).column("trans_num").buffers()
+    texts = pa.StringArray.from_buffers(3, offsets, data, pa.py_buffer(b"\x05"))
+    assert narrow(with_ids(raw_batch(0, 3), texts)).column("trans_num").equals(texts)
 
 
 def test_texts_are_read_over_their_own_memory() -> None:
@@ -124,31 +132,36 @@ def test_texts_are_read_over_their_own_memory() -> None:
     assert widen(batch).column("trans_num").buffers()[2].address == batch.column("trans_num").buffers()[1].address
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 2_000, 65_536])
+def test_the_generator_s_ids_have_one_length(rows: int) -> None:
+    batch = Traffic(population(1_000, 100, 1), 1, 0, 0.01).take(rows).batch
+    narrowed = narrow(batch)
+    assert narrowed.column("trans_num").type == pa.binary(11)
+    assert widen(narrowed).equals(batch)
+    assert widen(narrow(batch.slice(1))).equals(batch.slice(1))
+
+
 # Damage
 
 
-def with_column(
-    batch: pa.RecordBatch, name: str, column: pa.Array, told: dict[str, str] | None = None
-) -> pa.RecordBatch:
-    place = batch.schema.get_field_index(name)
-    return batch.set_column(place, pa.field(name, column.type, nullable=False, metadata=told), column)
+def with_ids(batch: pa.RecordBatch, column: pa.Array) -> pa.RecordBatch:
+    return batch.set_column(0, pa.field("trans_num", column.type, nullable=False), column)
 
 
 DAMAGED = {
-    "a text that is missing": ("trans_num", pa.array([b"ab", None, b"cd"], pa.binary(2)), None),
-    "texts that are not UTF-8": ("trans_num", pa.array([b"\xff\xff"] * 3, pa.binary(2)), None),
+    "a text that is missing": (pa.array([b"ab", None, b"cd"], pa.binary(2)), "trans_num is 3 texts"),
+    "texts that are not UTF-8": (pa.array([b"\xff\xff"] * 3, pa.binary(2)), "Invalid UTF8"),
 }
 ONLY_PREP_TELLS = {"texts that are not UTF-8"}
 
 
 def lying(case: str) -> pa.RecordBatch:
-    name, column, metadata = DAMAGED[case]
-    return with_column(narrow(raw_batch(0, 3)), name, column, metadata)
+    return with_ids(narrow(raw_batch(0, 3)), DAMAGED[case][0])
 
 
 @pytest.mark.parametrize("case", sorted(set(DAMAGED) - ONLY_PREP_TELLS))
 def test_a_column_that_lies_is_an_error(case: str) -> None:
-    with pytest.raises(SegmentError, match=DAMAGED[case][0]):
+    with pytest.raises(SegmentError, match=DAMAGED[case][1]):
         widen(lying(case))
 
 
@@ -165,8 +178,7 @@ def test_a_segment_that_lies_goes_to_dead_and_the_next_one_is_taken(case: str, t
     commit = newest_commit(volume, 0, 1)
     assert commit is not None
     assert (commit.emitted, commit.dead_rows, commit.dead_segments) == (5, 3, 1)
-    told = "Invalid UTF8" if case in ONLY_PREP_TELLS else DAMAGED[case][0]
-    assert told in (volume.raw / "dead" / f"{raw_name(1)}.reason.json").read_text()
+    assert DAMAGED[case][1] in (volume.raw / "dead" / f"{raw_name(1)}.reason.json").read_text()
 
 
 @pytest.mark.parametrize("case", sorted(set(DAMAGED) - ONLY_PREP_TELLS))
@@ -175,7 +187,7 @@ def test_features_whose_companion_lies_are_an_error(case: str, tmp_path: Path) -
     _, info = read_segment(companion(volume, path.stem))
     companion(volume, path.stem).unlink()
     write_segment(FILES, companion(volume, path.stem), lying(case), info)
-    with pytest.raises(SegmentError, match=DAMAGED[case][0]):
+    with pytest.raises(SegmentError, match=DAMAGED[case][1]):
         read_features(volume, path)
 
 
@@ -197,7 +209,7 @@ def waiting(root: Path) -> tuple[Volume, Path]:
 @pytest.mark.parametrize("width", [7_920, 70_000, 1 << 20, (1 << 31) - 1])
 def test_a_width_that_lies_is_an_error(width: int, tmp_path: Path) -> None:
     path = tmp_path / "x.arrow"
-    batch = with_column(raw_batch(0, 50), "trans_num", array("trans_num", ["x" * 7_919] * 50))
+    batch = with_ids(raw_batch(0, 50), array("trans_num", ["x" * 7_919] * 50))
     write_segment(FILES, path, narrow(batch), SegmentInfo(name="x", rows=50, rows_before=0))
     written = path.read_bytes()
     truth, lie = (number.to_bytes(4, "little") for number in (7_919, width))

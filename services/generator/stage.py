@@ -20,13 +20,12 @@ from spearhead.heartbeat import Roster
 from spearhead.lease import Lease
 from spearhead.producer import Position, Producer, SupersededError
 from spearhead.runner import iso_now
-from spearhead.schema import MERCHANTS_MAX, NO_RAW_ROWS, RAW, TIME
+from spearhead.schema import INGESTED_MAX, MERCHANTS_MAX, NO_RAW_ROWS, RAW, TIME
 from spearhead.settings import Settings, parse_rate
 from spearhead.stage import Stage
 from spearhead.volume import Volume
 
 SLOTS: Final = 64  # replicas of an endless synthetic generator
-INGEST_STEPS: Final = 256  # times of ingest in a segment
 LOOK_SECONDS: Final = 0.1  # backlog and free space are looked at this often
 IDLE_LOOK_SECONDS: Final = 1.0  # at a rate of zero
 SLOT_SECONDS: Final = 0.5  # a worker without a slot looks for one this often
@@ -263,13 +262,13 @@ class Generator(Stage):
 def _stamped(batch: pa.RecordBatch, now: int, since: int) -> pa.RecordBatch:
     """``batch`` with the wall time at which each row came: evenly over the ``since`` us in which they fell due.
 
-    Rows share one of at most INGEST_STEPS times, the one at which the last of them came.
+    Rows share one of at most INGESTED_MAX times, the one at which the last of them came.
     """
     rows = batch.num_rows
-    steps = min(rows, INGEST_STEPS)
+    steps = min(rows, INGESTED_MAX)
     ends = -(-np.arange(1, steps + 1, dtype=np.int64) * rows // max(steps, 1))  # rows up to the last of each step
     times = now - since + ends * since // max(rows, 1)
-    shares = (np.arange(rows, dtype=np.int64) * steps // max(rows, 1)).astype(np.uint16)
+    shares = (np.arange(rows, dtype=np.int64) * steps // max(rows, 1)).astype(np.uint8)
     index = RAW.get_field_index("ingested_at")
     stamps = pa.DictionaryArray.from_arrays(pa.array(shares), pa.array(times, TIME))
     return batch.set_column(index, RAW.field(index), stamps)

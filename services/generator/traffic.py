@@ -46,6 +46,7 @@ from services.generator.scenarios import (
     no_purchases,
 )
 from services.generator.source import Chunk
+from spearhead.narrow import texts_of
 from spearhead.schema import CATEGORIES, RAW, came_together
 
 START_US: Final = 1_704_067_200_000_000  # 2024-01-01T00:00Z, a Monday
@@ -368,10 +369,9 @@ class Traffic:
     def _batch(self, out: Columns) -> pa.RecordBatch:
         """The columns as a batch of schema.RAW, without a copy."""
         rows = len(out.card)
-        offsets = np.arange(0, (rows + 1) * ID_BYTES, ID_BYTES, dtype=np.int32)
         used = _compact(out.merchant, len(self._merchants))
         given = {
-            "trans_num": pa.StringArray.from_buffers(rows, pa.py_buffer(offsets), pa.py_buffer(out.trans_num)),
+            "trans_num": texts_of(pa.py_buffer(out.trans_num), ID_BYTES, rows),
             "ingested_at": came_together(rows, 0),
             "merchant": pa.DictionaryArray.from_arrays(
                 out.merchant.astype(np.uint16), self._merchants.take(pa.array(used))
