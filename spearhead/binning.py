@@ -77,9 +77,9 @@ def counted_rows(rows: int, number: int) -> NDArray[np.int64]:
     return chosen[chosen < rows]
 
 
-def place(edges: Edges, ranks: NDArray[np.int32], feature: int) -> NDArray[np.int64]:
+def place(edges: Edges, ranks: NDArray[np.int16], feature: int) -> NDArray[np.int64]:
     """Bins (n,) of the ranks (n,) of one feature's codes, as the kernel finds them."""
-    found: NDArray[np.int64] = np.searchsorted(np.array(edges.ranks[feature], np.int32), ranks, side="right")
+    found: NDArray[np.int64] = np.searchsorted(np.array(edges.ranks[feature], np.int16), ranks, side="right")
     return found
 
 

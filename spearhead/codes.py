@@ -177,6 +177,12 @@ def values(column: pa.FixedSizeListArray) -> NDArray[np.float32]:
     return decode(of(column))
 
 
+def ranked(codes: Codes) -> NDArray[np.int16]:
+    """The rank of each code, of the same shape."""
+    magnitude = (codes & np.uint16(0x7FFF)).view(np.int16)
+    return np.where(codes < 0x8000, magnitude, -magnitude)
+
+
 def ranks(values: NDArray[np.float32]) -> NDArray[np.int32]:
     """The lowest rank whose value is at least each of ``values`` (n,): x >= t is rank(x) >= ranks(t), for any code x.
 

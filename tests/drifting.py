@@ -29,6 +29,7 @@ from spearhead.model import Model, _trees
 from spearhead.packing import attach
 from spearhead.schema import MERCHANT
 from spearhead.settings import Settings
+from spearhead.trees import probabilities
 
 START_DAY = START_US // DAY_US
 LABEL_DELAY_DAYS = 7
@@ -94,15 +95,16 @@ class Pipeline:
         rows = rows.take(slice(-self._most, None))
         self._sample = [rows]
         rows = rows.take(rows.event_time <= rows.event_time[-1] - LABEL_DELAY_DAYS * DAY_US)
-        booster, _ = fit._grow(rows, parts := fit.split(rows), list(range(len(FEATURES))), OPTIONS)
+        grown = fit._grow(rows, parts := fit.split(rows), list(range(len(FEATURES))), OPTIONS)
         test = rows.take(parts.test)
-        line = fit._calibrate(booster, rows.take(parts.valid), test)
-        scores = fit.predict(booster, test.features, *line)
+        margins = fit._margins(grown.booster, test.features)
+        line = fit._calibrate(rows.take(parts.valid), grown.valid, test, margins)
+        scores = probabilities(margins, *line)
         began = self.totals.first_event_day if self.totals.first_scored_at else None
         known = self.model.reference if self.model else None
         found = reference(rows, FEATURES, scores, test, known, began)
         self.models += 1
-        self.model = self._model(booster, fit._window(rows, parts), line, found)
+        self.model = self._model(grown.booster, fit._window(rows, parts), line, found)
         return self.model
 
     def _model(self, booster: xgb.Booster, window: Any, line: Any, found: drift.Reference) -> Model:

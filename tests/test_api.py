@@ -473,6 +473,19 @@ VERDICT = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("trees", "told"), [({"trees": [5, 10]}, [5, 10]), ({}, [1, 2])], ids=["every five", "of a version before"]
+)
+def test_losses_are_told_with_the_trees_they_are_of(api: Api, trees: dict[str, list[int]], told: list[int]) -> None:
+    assert api.get("/api/model")["loss_trees"] == []
+    losses = {"train": {"logloss": [0.5, 0.4]}, "valid": {"logloss": [0.6, 0.5]}}
+    put_model(api.volume, curves=trees | losses)
+    api.look()
+    answer = api.get("/api/model")
+    assert answer["loss"] == {"train": [0.5, 0.4], "valid": [0.6, 0.5]}
+    assert answer["loss_trees"] == told
+
+
 def test_champion_and_challenger_are_told_apart(api: Api) -> None:
     bins = [{"low": 0.0, "high": 0.001, "rows": 9, "frauds": 0, "mean_score": 0.0002, "fraud_rate": 0.0}]
     calibration = {"slope": 1.1, "intercept": 0.2, "ece": 0.0004, "brier": 0.002, "bins": bins}

@@ -66,5 +66,6 @@ def test_ranks_compare_as_values_do(limits: list[float], values: list[float]) ->
     found = encode(np.array(values, np.float32)).astype(np.int32)
     rank = np.where(found < 0x8000, found, -(found & 0x7FFF))
     known = decode(encode(np.array(values, np.float32)))
+    assert codes.ranked(encode(np.array(values, np.float32))).tolist() == rank.tolist()
     for limit, lowest in zip(limits, codes.ranks(np.array(limits, np.float32)), strict=True):
         assert ((rank >= lowest) == (known >= np.float32(limit))).all()

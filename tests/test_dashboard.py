@@ -51,8 +51,8 @@ METRICS: dict[str, Any] = {
     "at_threshold": {"precision": 0.86, "recall": 0.61},
     "stateless": {"average_precision": 0.12, "auc": 0.91},
     "pr_curve": [{"threshold": 1 - i / 40, "recall": i / 40, "precision": 1 - (i / 40) ** 3} for i in range(41)],
-    "curves": {
-        part: {"logloss": [0.6 * 0.9**i + base for i in range(42)]}
+    "curves": {"trees": list(range(5, 45, 5))} | {
+        part: {"logloss": [0.6 * 0.9**i + base for i in range(5, 45, 5)]}
         for part, base in (("train", 0.009), ("valid", 0.012))
     },
     "importances": {"merch_risk_30d": 0.4, "card_count_1h": 0.35, "hour": 0.25},

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.image import imread
 
-from services.train import calibration, evaluation, fit
+from services.train import calibration, evaluation, fit, promotion
 from services.train.fit import CancelledError, CannotTrainError, Options, Rows
 from services.train.job import Job
 from services.train.promotion import Rules, confidence, judge
@@ -181,6 +181,29 @@ def test_the_line_is_the_one_that_the_margins_were_bent_by():
     assert calibration.confirmed(line, label, (margin - 1.2) / 0.7, weight) == line
 
 
+@pytest.mark.parametrize(("slope", "intercept"), [(0.7, 1.2), (3.0, -9.0), (0.02, 0.0), (40.0, 100.0)])
+def test_the_line_is_the_one_of_least_loss(slope, intercept):
+    label, margin, weight = drawn_margins(4_000)
+    bent = ((margin - intercept) / slope).astype(np.float32)
+    odds, share = bent.astype(np.float64), weight.astype(np.float64) / weight.sum()
+
+    def loss(line):
+        return share @ (np.logaddexp(0, line[0] * odds + line[1]) - label * (line[0] * odds + line[1]))
+
+    line = calibration.fit_line(label, bent, weight)
+    for near in ((1.001, 0.0), (0.999, 0.0), (1.0, 0.001), (1.0, -0.001)):
+        assert loss((line.slope * near[0], line.intercept + near[1])) > loss(line)
+
+
+def test_where_margins_part_the_classes_the_line_is_still_a_number():
+    _, margin, weight = drawn_margins(4_000)
+    line = calibration.fit_line(margin > -3, margin, weight)
+    assert line.slope > 1
+    assert np.isfinite(line).all()
+    same = np.full(4_000, -2.0, np.float32)
+    assert calibration.fit_line(margin > -3, same, weight).slope == 1
+
+
 def test_no_line_without_frauds_enough_or_where_later_rows_do_not_confirm_it():
     label, margin, weight = drawn_margins()
     few = np.flatnonzero(label)[:49]
@@ -228,12 +251,40 @@ def test_the_model_finds_fraud_and_history_is_worth_something():
     assert metrics["trees"] == made.booster.num_boosted_rounds() <= 100
     assert next(iter(metrics["importances"])) == "f2"
     assert sum(metrics["importances"].values()) == pytest.approx(1)
-    assert set(metrics["curves"]) == {"train", "valid"}
+    assert set(metrics["curves"]) == {"trees", "train", "valid"}
     assert 0.52 in [row["threshold"] for row in made.thresholds]
     alone = metrics["by_scenario_stateless"]
     assert alone.keys() == metrics["by_scenario"].keys()
     assert all(value > 2 * alone[name] > 0 for name, value in metrics["by_scenario"].items())
     msgspec.json.encode((metrics, made.thresholds, made.params, made.window))
+
+
+def test_the_trees_are_as_many_as_are_best_on_the_validation_part_where_it_is_looked_at():
+    rows = labelled_rows(4_000, base=0.02)
+    made = fit.fit(rows, OPTIONS)
+    valid = rows.take(fit.split(rows).valid)
+    curves, grown = made.metrics["curves"], made.booster.num_boosted_rounds()
+    looked = curves["trees"]
+    assert looked == list(range(5, looked[-1] + 1, 5))
+    assert grown in looked
+    assert looked[-1] in {grown + fit.PATIENCE, fit.MAX_ROUNDS}
+    by_trees = [fit.predict(made.booster[:trees], valid.features) for trees in looked if trees <= grown]
+    losses = [evaluation.logloss(valid.label, scores, valid.weight) for scores in by_trees]
+    assert curves["valid"]["logloss"][: len(losses)] == pytest.approx(losses, rel=1e-4)
+    assert len(curves["train"]["logloss"]) == len(curves["valid"]["logloss"]) == len(looked)
+    precisions = [evaluation.average_precision(evaluation.rank(valid.label, each, valid.weight)) for each in by_trees]
+    assert max(precisions[9:]) == precisions[-1], "of those from 50 trees on"
+
+
+def test_rows_that_are_watched_are_summed_alike_wherever_trees_are_grown():
+    rows = labelled_rows(2_000)
+    booster = fit.grow(rows, OPTIONS, 10, {})
+    here, elsewhere = (fit._Watched(rows, device) for device in ("cpu", "cuda"))
+    for watched in (here, elsewhere):
+        watched.add(booster, 0, 5)
+        watched.add(booster, 5, 10)
+    assert here.margins == pytest.approx(elsewhere.margins, abs=1e-6)
+    assert here.margins == pytest.approx(booster.inplace_predict(rows.features, predict_type="margin"), abs=1e-5)
 
 
 def test_with_shuffled_labels_average_precision_is_the_base_rate():
@@ -389,6 +440,32 @@ def test_a_lead_that_hangs_on_few_rows_is_not_believed():
     assert 0 < lead < 0.9, "one fraud of forty: where it is not drawn there is no lead"
     assert tie == 0
     assert confidence(label, label.astype(np.float32), theirs, weight) == 1
+
+
+@settings(max_examples=200, deadline=None)
+@given(scored(), st.data())
+def test_average_precision_of_a_resample_is_that_of_the_rows_drawn(table, data):
+    label, score, weight = table
+    drawn = weight * np.array(data.draw(st.lists(st.integers(0, 2), min_size=len(label), max_size=len(label))))
+    some = drawn > 0
+    expected = evaluation.average_precision(evaluation.rank(label[some], score[some], drawn[some]))
+    assert promotion._resampled(drawn, promotion._order(label, score)) == pytest.approx(expected or 0.0)
+
+
+def test_rows_are_drawn_as_often_as_with_replacement():
+    times = promotion._poisson()
+    assert len(times) == 65_536
+    assert [times.mean(), times.var()] == pytest.approx([1, 1], abs=1e-3)
+    assert (times == 0).mean() == pytest.approx(np.exp(-1), abs=1e-4)
+
+
+def test_scores_that_are_known_give_the_same_verdict():
+    champion, _, late = champion_and_better()
+    artifact, test, scores = fit.fitted(late, OPTIONS)
+    assert test.event_time.tolist() == late.take(fit.split(late).test).event_time.tolist()
+    middle = int(test.event_time[len(scores) // 2])  # so that some rows don't count
+    model = as_model(champion._replace(window=msgspec.structs.replace(champion.window, fit_end=middle)))
+    assert judge(artifact, model, late, RULES, scores) == judge(artifact, model, late, RULES)
 
 
 def test_too_few_frauds_to_judge_by_and_the_champion_stays():
@@ -812,7 +889,7 @@ def test_a_training_that_fails_is_reported_and_tried_again_later(volume, monkeyp
     stage = trainer(volume)
     publish_raw(volume, 1, watermark=90 * DAY_US)
     spool(volume, labelled_rows(1_500, width=WIDTH), 1)
-    monkeypatch.setattr("services.train.stage.fit", lambda *_: 1 // 0)
+    monkeypatch.setattr("services.train.stage.fitted", lambda *_: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         train_once(stage)
     stage._look_due._next = 0.0

@@ -41,6 +41,7 @@ def model(snapshot: Snapshot) -> Payload:
         "refresh_seconds": _cadence(versions),
         "pr_curve": list(metrics.get("pr_curve") or [])[:CURVE_POINTS],
         "loss": _loss(metrics),
+        "loss_trees": _loss_trees(metrics),
         "calibration": _calibration(metrics),
         "drift": drift(snapshot),
         "thresholds": [{"cost": None} | row for row in models.thresholds] if models else [],
@@ -203,6 +204,12 @@ def _cadence(versions: Iterable[Version]) -> float | None:
 
 
 def _loss(metrics: dict[str, Any]) -> Payload:
-    """Log loss of the training and validation part by tree."""
+    """Log loss of the training and validation part, by tree or by so many trees."""
     curves = metrics.get("curves") or {}
     return {part: list((curves.get(part) or {}).get("logloss") or []) for part in ("train", "valid")}
+
+
+def _loss_trees(metrics: dict[str, Any]) -> list[int]:
+    """After how many trees each log loss was measured; a version that does not say was measured after each."""
+    longest = max(map(len, _loss(metrics).values()))
+    return list((metrics.get("curves") or {}).get("trees") or range(1, longest + 1))

@@ -557,6 +557,7 @@ class ModelDetails(Shape):
     refresh_seconds: float | None
     pr_curve: list[CurvePoint]
     loss: dict[Literal["train", "valid"], list[float]]
+    loss_trees: list[int]
     calibration: Calibration
     drift: DriftDetails = Field(description="How far recent traffic is from the training window")
     thresholds: list[dict[str, float | None]]

@@ -15,6 +15,7 @@ import xgboost as xgb
 from numpy.typing import NDArray
 
 from services.train import calibration, evaluation
+from services.train.cuts import cuts
 from spearhead import trees
 from spearhead.model import Artifact, Part, Window
 from spearhead.schema import CATEGORIES, SCENARIOS
@@ -24,6 +25,7 @@ VALID_SHARE: Final = 0.2  # the rest, latest in event time, is the test part
 MAX_ROUNDS: Final = 100  # scoring costs what the trees cost
 MIN_ROUNDS: Final = 50  # the first trees only lead from base_score to the base rate
 PATIENCE: Final = 20  # rounds without a better average precision on the validation part
+LOOK_EVERY: Final = 5  # rounds; MAX_ROUNDS and MIN_ROUNDS are multiples, so that the last tree is looked at
 CURVE_ROWS: Final = 20_000  # training rows that the training curve is measured on
 ROUNDS_UNCHECKED: Final = 60  # where the validation part has no fraud to stop by
 
@@ -99,7 +101,20 @@ def split(rows: Rows) -> Split:
     return Split(slice(0, first), slice(first, second), slice(second, n))
 
 
+class Fitted(NamedTuple):
+    """A model, and what it was judged on: spares whoever comes next scoring these rows again."""
+
+    artifact: Artifact
+    test: Rows
+    scores: NDArray[np.float32]  # of ``test``, calibrated
+
+
 def fit(rows: Rows, options: Options) -> Artifact:
+    """``fitted``, and of it the model alone."""
+    return fitted(rows, options).artifact
+
+
+def fitted(rows: Rows, options: Options) -> Fitted:
     """Train, calibrate and evaluate. ``rows`` as ``in_order`` gives them.
 
     The model in the artifact is the one that was evaluated: trees grown on the first part, stopped and calibrated by
@@ -107,10 +122,11 @@ def fit(rows: Rows, options: Options) -> Artifact:
     """
     began = time.perf_counter()
     parts = split(rows)
-    booster, curves = _grow(rows, parts, list(range(len(options.names))), options)
+    booster, valid_margins, curves = _grow(rows, parts, list(range(len(options.names))), options)
     test = rows.take(parts.test)
-    line = _calibrate(booster, rows.take(parts.valid), test)
-    scores = predict(booster, test.features, *line)
+    margins = _margins(booster, test.features)
+    line = _calibrate(rows.take(parts.valid), valid_margins, test, margins)
+    scores = trees.probabilities(margins, *line)
     judged = (test.label, scores, test.weight)
     thresholds = evaluation.threshold_table(options.threshold, *judged, test.cents, options.costs)
     judgement = _figures(test, scores, options) | _stateless(rows, parts, options)
@@ -126,7 +142,8 @@ def fit(rows: Rows, options: Options) -> Artifact:
         "importances": evaluation.importances(booster.get_score(importance_type="total_gain"), options.names),
         "train_seconds": time.perf_counter() - began,
     }
-    return Artifact(booster, _window(rows, parts), figures, thresholds, parameters(options), *line)
+    artifact = Artifact(booster, _window(rows, parts), figures, thresholds, parameters(options), *line)
+    return Fitted(artifact, test, scores)
 
 
 def grow(rows: Rows, options: Options, rounds: int, changes: Mapping[str, Any]) -> xgb.Booster:
@@ -135,7 +152,7 @@ def grow(rows: Rows, options: Options, rounds: int, changes: Mapping[str, Any]) 
     For a benchmark that fixes the number of trees and judges them on rows of its own.
     """
     parameter = parameters(options) | dict(changes)
-    return xgb.train(parameter, _matrix(rows, list(range(len(options.names))), list(options.names), parameter), rounds)
+    return xgb.train(parameter, _matrix(rows, list(options.names), parameter), rounds)
 
 
 def predict(
@@ -145,26 +162,40 @@ def predict(
     return trees.probabilities(_margins(booster, features), slope, intercept)
 
 
-def _margins(booster: xgb.Booster, features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The trees' log-odds, float32 (n,)."""
-    if len(features) == 0:
-        return np.empty(0, np.float32)
+def _to_predict(features: NDArray[np.float32], device: str) -> NDArray[np.float32] | xgb.DMatrix:
+    """Features (n, width) that are predicted again and again: to another device XGBoost would copy them each time."""
     rows = np.ascontiguousarray(features)
-    margins: NDArray[np.float32] = booster.inplace_predict(rows, predict_type="margin", validate_features=False)
+    return rows if device == "cpu" or len(rows) == 0 else xgb.DMatrix(rows)
+
+
+def _margins(
+    booster: xgb.Booster, rows: NDArray[np.float32] | xgb.DMatrix, first: int = 0, end: int = 0
+) -> NDArray[np.float32]:
+    """Log-odds, float32 (n,), of all trees, or of ``first`` up to ``end``."""
+    margins: NDArray[np.float32]
+    if isinstance(rows, xgb.DMatrix):
+        margins = booster.predict(rows, output_margin=True, iteration_range=(first, end), validate_features=False)
+    elif len(rows) == 0:
+        margins = np.empty(0, np.float32)
+    else:
+        margins = booster.inplace_predict(
+            np.ascontiguousarray(rows), iteration_range=(first, end), predict_type="margin", validate_features=False
+        )
     return margins
 
 
-def _calibrate(booster: xgb.Booster, valid: Rows, test: Rows) -> calibration.Line:
+def _calibrate(
+    valid: Rows, valid_margins: NDArray[np.float32], test: Rows, test_margins: NDArray[np.float32]
+) -> calibration.Line:
     """The line that the validation part asks for, if the test part confirms it."""
-    line = calibration.fit_line(valid.label, _margins(booster, valid.features), valid.weight)
-    return calibration.confirmed(line, test.label, _margins(booster, test.features), test.weight)
+    line = calibration.fit_line(valid.label, valid_margins, valid.weight)
+    return calibration.confirmed(line, test.label, test_margins, test.weight)
 
 
 def parameters(options: Options) -> dict[str, Any]:
     """XGBoost's parameters, each with its reason in docs/decisions/0007-model-and-training.md."""
     return {
         "objective": "binary:logistic",
-        "eval_metric": ["logloss", "aucpr"],
         "tree_method": "hist",
         "device": options.device,
         "max_depth": 6,
@@ -184,54 +215,48 @@ def _later(event_time: NDArray[np.int64], row: int) -> int:
     return int(np.searchsorted(event_time, event_time[row - 1], side="right")) if row else 0
 
 
-def _grow(
-    rows: Rows, parts: Split, columns: list[int], options: Options
-) -> tuple[xgb.Booster, dict[str, dict[str, list[float]]]]:
+class _Grown(NamedTuple):
+    booster: xgb.Booster
+    valid: NDArray[np.float32]  # its log-odds of the validation part
+    curves: dict[str, Any]
+
+
+def _grow(rows: Rows, parts: Split, columns: list[int], options: Options) -> _Grown:
     """Trees on the training part, at most MAX_ROUNDS, the best by average precision on the validation part."""
+    whole = len(columns) == len(options.names)
+    seen = rows if whole else rows._replace(features=np.ascontiguousarray(rows.features[:, columns]))
+    train, valid = seen.take(parts.train), seen.take(parts.valid)
     parameter = parameters(options)
-    names = [options.names[i] for i in columns]
-    train = _matrix(rows.take(parts.train), columns, names, parameter)
-    curve_rows = slice(
-        parts.train.start, parts.train.stop, max(1, (parts.train.stop - parts.train.start) // CURVE_ROWS)
-    )
-    evals = []
-    if len(columns) == len(options.names):  # nobody looks at another one's
-        evals.append((_matrix(rows.take(curve_rows), columns, names, parameter, train), "train"))
-    callbacks: list[xgb.callback.TrainingCallback] = [_Cancel(options.cancelled)]
-    valid_rows = rows.take(parts.valid)
-    checked = 0 < valid_rows.frauds < len(valid_rows.label)
-    stop = _Stop()
-    if checked:
-        evals.append((_matrix(valid_rows, columns, names, parameter, train), "valid"))
-        callbacks.append(stop)
-    curves: dict[str, dict[str, list[float]]] = {}
+    checked = 0 < valid.frauds < len(valid.label)
+    watched = {"valid": _Watched(valid, options.device)} if checked else {}
+    if whole:  # nobody looks at another one's
+        watched["train"] = _Watched(train.take(_every(len(train.label), CURVE_ROWS)), options.device)
+    look = _Look(watched)
     booster = xgb.train(
         parameter,
-        train,
+        _matrix(train, [options.names[i] for i in columns], parameter),
         num_boost_round=MAX_ROUNDS if checked else ROUNDS_UNCHECKED,
-        evals=evals,
-        evals_result=curves,
-        callbacks=callbacks,
+        callbacks=[_Cancel(options.cancelled), look],
         verbose_eval=False,
     )
     if options.cancelled():
         raise CancelledError
-    return (booster[: stop.best + 1] if checked else booster), curves
+    if not checked:
+        return _Grown(booster, _margins(booster, valid.features), look.curves)
+    return _Grown(booster[: look.best], look.margins, look.curves)
 
 
-def _matrix(
-    rows: Rows, columns: list[int], names: list[str], parameter: dict[str, Any], ref: xgb.DMatrix | None = None
-) -> xgb.QuantileDMatrix:
-    whole = len(columns) == rows.features.shape[1]
-    return xgb.QuantileDMatrix(
-        rows.features if whole else rows.features[:, columns],
-        rows.label,
-        weight=rows.weight / rows.weight.mean(dtype=np.float64),
-        feature_names=names,
-        max_bin=parameter["max_bin"],
-        nthread=parameter["nthread"],
-        ref=ref,
-    )
+def _matrix(rows: Rows, names: list[str], parameter: Mapping[str, Any]) -> xgb.QuantileDMatrix:
+    """The rows in at most ``max_bin`` bins a feature."""
+    shared = {"feature_names": names, "max_bin": parameter["max_bin"], "nthread": parameter["nthread"]}
+    few = xgb.QuantileDMatrix(cuts(rows.features, parameter["max_bin"]), **shared)
+    weight = rows.weight / rows.weight.mean(dtype=np.float64)
+    return xgb.QuantileDMatrix(rows.features, rows.label, weight=weight, ref=few, **shared)
+
+
+def _every(rows: int, wanted: int) -> slice:
+    """About ``wanted`` of so many rows, evenly spread; all where there are fewer."""
+    return slice(None, None, max(1, rows // wanted))
 
 
 class _Cancel(xgb.callback.TrainingCallback):
@@ -243,19 +268,57 @@ class _Cancel(xgb.callback.TrainingCallback):
         return self._cancelled()
 
 
-class _Stop(xgb.callback.TrainingCallback):
-    """Ends when the validation part's average precision has not risen for PATIENCE rounds; ``best`` is the round."""
+class _Watched:
+    """Rows that are looked at while trees are grown, and what these say of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows: Rows, device: str) -> None:
+        self._rows = rows
+        self._features = _to_predict(rows.features, device)
+        self.margins = np.zeros(len(rows.label), np.float32)  # base_score 0.5 is log-odds of 0
+
+    def add(self, model: xgb.Booster, first: int, end: int) -> None:
+        """Take in the trees from ``first`` up to ``end``."""
+        self.margins += _margins(model, self._features, first, end)
+
+    def logloss(self) -> float | None:
+        scores = trees.probabilities(self.margins.copy(), 1.0, 0.0)
+        return evaluation.logloss(self._rows.label, scores, self._rows.weight)
+
+    def average_precision(self) -> float | None:
+        return evaluation.average_precision(evaluation.rank(self._rows.label, self.margins, self._rows.weight))
+
+
+class _Look(xgb.callback.TrainingCallback):
+    """Ends when the validation part's average precision has not risen for PATIENCE rounds; ``best`` is how many trees.
+
+    Looks every LOOK_EVERY rounds, by the predictor: XGBoost's own evaluation goes through the rows once a tree, and
+    sorts them, which takes two thirds of what the tree does.
+    """
+
+    def __init__(self, parts: Mapping[str, _Watched]) -> None:
         super().__init__()
-        self.best = MIN_ROUNDS - 1
+        self._parts = parts
         self._highest = -np.inf
+        self.best = MIN_ROUNDS
+        self.margins = np.empty(0, np.float32)  # log-odds of the validation part by the best trees
+        self.curves: dict[str, Any] = {"trees": []} | {name: {"logloss": []} for name in parts}
 
     def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
-        precision = evals_log["valid"]["aucpr"][-1]
-        if epoch >= MIN_ROUNDS - 1 and precision > self._highest:
-            self.best, self._highest = epoch, precision
-        return epoch - self.best >= PATIENCE
+        grown = epoch + 1
+        if grown % LOOK_EVERY:
+            return False
+        self.curves["trees"].append(grown)
+        for name, part in self._parts.items():
+            part.add(model, grown - LOOK_EVERY, grown)
+            self.curves[name]["logloss"].append(part.logloss())
+        valid = self._parts.get("valid")
+        return valid is not None and grown >= MIN_ROUNDS and self._judge(valid, grown)
+
+    def _judge(self, valid: _Watched, grown: int) -> bool:
+        precision = valid.average_precision()
+        if precision is not None and precision > self._highest:
+            self.best, self._highest, self.margins = grown, precision, valid.margins.copy()
+        return grown - self.best >= PATIENCE
 
 
 def _figures(test: Rows, scores: NDArray[np.float32], options: Options) -> dict[str, Any]:
@@ -278,7 +341,7 @@ def _figures(test: Rows, scores: NDArray[np.float32], options: Options) -> dict[
 def _stateless(rows: Rows, parts: Split, options: Options) -> dict[str, Any]:
     """Figures of the same training on the same rows without history, for comparison: what is history worth?"""
     columns = [i for i, name in enumerate(options.names) if name in set(options.stateless)]
-    booster, _ = _grow(rows, parts, columns, options)
+    booster = _grow(rows, parts, columns, options).booster
     test = rows.take(parts.test)
     scores = predict(booster, test.features[:, columns])
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +41,7 @@ def reference(
     """
     some = rows.take(slice(None, None, -(-len(rows.label) // MOST_ROWS)))
     begun = int(rows.event_time[0]) if history_began is None else history_began * DAY_US
-    ranks = [codes.ranks(some.features[:, feature]) for feature in range(len(names))]
+    ranks = np.ascontiguousarray(codes.ranked(codes.encode(some.features)).T)
     kept = [_steady(some.event_time, name, begun) for name in names]
     edges = _edges(names, ranks, some, kept, champion)
     merchants = _merchants(rows, names)
@@ -51,7 +51,7 @@ def reference(
         )
         for feature, (name, found, which) in enumerate(zip(names, ranks, kept, strict=True))
     ]
-    score_edges = _draw(scores.astype(np.float64), test.weight) if len(scores) else ()
+    score_edges = _draw_scores(scores, test.weight) if len(scores) else ()
     score_bins = np.searchsorted(np.array(score_edges, np.float32), scores, side="right")
     return Reference(
         edges=edges,
@@ -88,7 +88,7 @@ def _steady(event_time: NDArray[np.int64], name: str, begun: int) -> NDArray[np.
 
 def _edges(
     names: Sequence[str],
-    ranks: Sequence[NDArray[np.int32]],
+    ranks: NDArray[np.int16],  # (features, n)
     rows: Rows,
     kept: Sequence[NDArray[np.bool_]],
     champion: Reference | None,
@@ -98,7 +98,7 @@ def _edges(
     drawn = []
     for found, which in zip(ranks, kept, strict=True):
         chosen = which if which.sum() >= 2 * LEAST_ROWS else np.ones(len(found), np.bool_)
-        drawn.append(tuple(int(edge) for edge in _draw(found[chosen].astype(np.float64), rows.weight[chosen])))
+        drawn.append(_draw_ranks(found[chosen], rows.weight[chosen]))
     new = Edges(features=tuple(names), ranks=tuple(drawn), settled=settled)
     old = champion.edges if champion is not None else None
     if old is None or old.features != new.features:
@@ -116,23 +116,36 @@ def _edges(
     return old
 
 
-def _draw(values: NDArray[np.float64], weight: NDArray[np.float32]) -> tuple[float, ...]:
+def _draw_ranks(ranks: NDArray[np.int16], weight: NDArray[np.float32]) -> tuple[int, ...]:
+    """``_draw`` of ranks (n,). There are few different ones, so they are counted, not sorted."""
+    mass = np.bincount(ranks.astype(np.int64) - codes.MISSING_RANK, weight.astype(np.float64))
+    known = np.flatnonzero(mass)
+    return tuple(int(edge) for edge in _draw(known + codes.MISSING_RANK, mass[known]))
+
+
+def _draw_scores(scores: NDArray[np.float32], weight: NDArray[np.float32]) -> tuple[float, ...]:
+    known, inverse = np.unique(scores.astype(np.float64), return_inverse=True)
+    return _draw(known, np.bincount(inverse, weight.astype(np.float64)))
+
+
+def _draw(values: NDArray[Any], weight: NDArray[np.float64]) -> tuple[float, ...]:
     """Edges, ascending, of at most BINS bins of about one weight. A value that is heavier has a bin for itself.
 
-    Every bin holds LEAST_SHARE of the weight at least; a value on an edge belongs to the bin above it.
+    ``values`` (k,) ascending, each once, ``weight`` (k,) what each of them weighs. Every bin holds LEAST_SHARE of the
+    weight at least; a value on an edge belongs to the bin above it.
     """
-    known, inverse = np.unique(values, return_inverse=True)
-    mass = np.bincount(inverse, weight.astype(np.float64))
-    left, least = float(mass.sum()), LEAST_SHARE * float(mass.sum())
+    known, mass = values.tolist(), weight.tolist()
+    left = float(weight.sum())
+    least = LEAST_SHARE * left
     edges: list[float] = []
     held = 0.0
     for i in range(len(known) - 1):
-        held += float(mass[i])
+        held += mass[i]
         wanted = left / (BINS - len(edges))
         # Better a little less than a whole bin than a heavy value in it too.
         full = held >= wanted or (held + mass[i + 1] > 1.5 * wanted and held >= 0.5 * wanted)
         if full and held >= least and left - held >= least and len(edges) < BINS - 1:
-            edges.append(float(known[i + 1]))
+            edges.append(known[i + 1])
             left -= held
             held = 0.0
     return tuple(edges)

@@ -9,7 +9,7 @@ from typing import ClassVar, Final, NamedTuple
 
 from services.train import card
 from services.train.evaluation import Costs
-from services.train.fit import CancelledError, CannotTrainError, Options, Rows, fit, predict, split
+from services.train.fit import CancelledError, CannotTrainError, Options, Rows, fitted
 from services.train.job import Job
 from services.train.promotion import Rules, Verdict, judge
 from services.train.reference import reference
@@ -312,9 +312,7 @@ def train(
 
     ``history_began`` is the event day, days since 1970, since when there has been history; None: since the first row.
     """
-    artifact = fit(rows, options)
-    verdict = judge(artifact, champion, rows, rules)
-    test = rows.take(split(rows).test)
-    scores = predict(artifact.booster, test.features, artifact.slope, artifact.intercept)
+    artifact, test, scores = fitted(rows, options)
+    verdict = judge(artifact, champion, rows, rules, scores)
     known = champion.reference if champion is not None else None
     return artifact._replace(reference=reference(rows, options.names, scores, test, known, history_began)), verdict

@@ -54,7 +54,7 @@ export class ModelView {
       ...Object.fromEntries(Object.entries(this.trust).map(([name, view]) => [name, view.panel])),
       overTime: panel("Precision and recall over time", `Of each version, at the threshold in force. ${TEST}`, this.overTime),
       curve: panel("Precision–recall curve", `Precision at each recall of the model in service. ${TEST}`, this.curve),
-      loss: panel("Loss", `Mean log loss after each tree, on the training and on the validation part. ${FILES}`, this.loss),
+      loss: panel("Loss", `Mean log loss as trees are added, on the training and on the validation part. ${FILES}`, this.loss),
       thresholds: panel("Thresholds", TEST, this.thresholds),
       importances: panel("Importances", `Share of the total gain, largest first. ${FILES}`, this.importances),
       scenarios: panel("Scenarios", `How well each kind of fraud is found. ${TEST}`, this.scenarios),
@@ -78,9 +78,8 @@ export class ModelView {
     this.panels.overTime.note(model.refresh_seconds === null ? "" : `a new version every ${seconds(model.refresh_seconds)}`);
     const points = [...model.pr_curve].sort((a, b) => a.recall - b.recall);
     this.curve.show([points.map((point) => point.recall), points.map((point) => point.precision)]);
-    const trees = Math.max(model.loss.train?.length ?? 0, model.loss.valid?.length ?? 0);
-    const padded = (values = []) => Array.from({ length: trees }, (_, index) => values[index] ?? null);
-    this.loss.show([Array.from({ length: trees }, (_, index) => index + 1), padded(model.loss.train), padded(model.loss.valid)]);
+    const padded = (values = []) => model.loss_trees.map((_, index) => values[index] ?? null);
+    this.loss.show([model.loss_trees, padded(model.loss.train), padded(model.loss.valid)]);
     this.thresholds.show(shown(model.thresholds, business?.metadata.threshold, model.cost_optimal_threshold));
     for (const view of Object.values(this.trust)) view.show(model, business?.ml_details.labels);
     this.panels.scenarios.classList.toggle("w12", this.panels.drift.hidden);
