@@ -281,8 +281,8 @@ def test_rows_that_are_watched_are_summed_alike_wherever_trees_are_grown():
     booster = fit.grow(rows, OPTIONS, 10, {})
     here, elsewhere = (fit._Watched(rows, device) for device in ("cpu", "cuda"))
     for watched in (here, elsewhere):
-        watched.add(booster, 0, 5)
-        watched.add(booster, 5, 10)
+        watched.add(booster, 5)
+        watched.add(booster, 10)
     assert here.margins == pytest.approx(elsewhere.margins, abs=1e-6)
     assert here.margins == pytest.approx(booster.inplace_predict(rows.features, predict_type="margin"), abs=1e-5)
 

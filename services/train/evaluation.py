@@ -225,7 +225,7 @@ def logloss(label: NDArray[Any], score: NDArray[Any], weight: NDArray[Any]) -> f
     if len(score) == 0:
         return None
     p = np.clip(np.asarray(score, np.float64), 1e-7, 1 - 1e-7)
-    losses = -np.where(np.asarray(label) > 0, np.log(p), np.log1p(-p))
+    losses = -np.log(np.where(np.asarray(label) > 0, p, 1 - p))
     return float(np.average(losses, weights=weight))
 
 

@@ -229,9 +229,9 @@ def _grow(rows: Rows, parts: Split, columns: list[int], options: Options) -> _Gr
     parameter = parameters(options)
     checked = 0 < valid.frauds < len(valid.label)
     watched = {"valid": _Watched(valid, options.device)} if checked else {}
-    if whole:  # nobody looks at another one's
+    if whole:  # nobody looks at another one's curves
         watched["train"] = _Watched(train.take(_every(len(train.label), CURVE_ROWS)), options.device)
-    look = _Look(watched)
+    look = _Look(watched, curves=whole)
     booster = xgb.train(
         parameter,
         _matrix(train, [options.names[i] for i in columns], parameter),
@@ -274,11 +274,13 @@ class _Watched:
     def __init__(self, rows: Rows, device: str) -> None:
         self._rows = rows
         self._features = _to_predict(rows.features, device)
+        self._trees = 0  # that have been added
         self.margins = np.zeros(len(rows.label), np.float32)  # base_score 0.5 is log-odds of 0
 
-    def add(self, model: xgb.Booster, first: int, end: int) -> None:
-        """Take in the trees from ``first`` up to ``end``."""
-        self.margins += _margins(model, self._features, first, end)
+    def add(self, model: xgb.Booster, grown: int) -> None:
+        """Take in what is new of ``grown`` trees."""
+        self.margins += _margins(model, self._features, self._trees, grown)
+        self._trees = grown
 
     def logloss(self) -> float | None:
         scores = trees.probabilities(self.margins.copy(), 1.0, 0.0)
@@ -295,9 +297,10 @@ class _Look(xgb.callback.TrainingCallback):
     sorts them, which takes two thirds of what the tree does.
     """
 
-    def __init__(self, parts: Mapping[str, _Watched]) -> None:
+    def __init__(self, parts: Mapping[str, _Watched], *, curves: bool) -> None:
         super().__init__()
         self._parts = parts
+        self._drawn = curves
         self._highest = -np.inf
         self.best = MIN_ROUNDS
         self.margins = np.empty(0, np.float32)  # log-odds of the validation part by the best trees
@@ -305,14 +308,20 @@ class _Look(xgb.callback.TrainingCallback):
 
     def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
         grown = epoch + 1
-        if grown % LOOK_EVERY:
+        valid = self._parts.get("valid")
+        judged = valid is not None and grown >= MIN_ROUNDS
+        if grown % LOOK_EVERY or not (self._drawn or judged):
             return False
+        for part in self._parts.values():
+            part.add(model, grown)
+        if self._drawn:
+            self._draw(grown)
+        return valid is not None and judged and self._judge(valid, grown)
+
+    def _draw(self, grown: int) -> None:
         self.curves["trees"].append(grown)
         for name, part in self._parts.items():
-            part.add(model, grown - LOOK_EVERY, grown)
             self.curves[name]["logloss"].append(part.logloss())
-        valid = self._parts.get("valid")
-        return valid is not None and grown >= MIN_ROUNDS and self._judge(valid, grown)
 
     def _judge(self, valid: _Watched, grown: int) -> bool:
         precision = valid.average_precision()

@@ -22,6 +22,7 @@ def reliability(bins: Sequence[Mapping[str, Any]]) -> bytes:
     shown = [b for b in bins if b["mean_score"] and b["fraud_rate"]]  # a logarithmic axis has no zero
     least = min([0.001, *(min(b["mean_score"], b["fraud_rate"]) for b in shown)]) / 2
     axes.set(xscale="log", yscale="log", xlim=(least, 1.2), ylim=(least, 1.2))
+    axes.minorticks_off()  # a third of the drawing
     axes.plot([least, 1], [least, 1], color="0.6", linestyle="--", label="calibrated")
     scores, rates = [b["mean_score"] for b in shown], [b["fraud_rate"] for b in shown]
     axes.errorbar(
