@@ -1,4 +1,4 @@
-"""What the features of a row cost: one JSON object on standard output.
+"""What the features of a row and their codes cost: one JSON object on standard output.
 
 ``python -m bench.features [--rows N] [--cards N ...]``. Cards appear at random, on average three times a day of event
 time, so that their windows are as full as in steady traffic; beside it stands a reference loop (SHA-256 of 1 MB) run
@@ -81,7 +81,7 @@ def measure(cards: int, merchants: int, rows: int) -> dict[str, float | int]:
     for batch in segments(cards, merchants, rows):
         references.append(reference_seconds())
         begin = time.process_time()
-        history.transform(batch)
+        history.encode(batch)
         seconds.append((time.process_time() - begin) / batch.num_rows)
     begin = time.perf_counter()
     arrays = history.arrays()

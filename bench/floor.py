@@ -105,9 +105,9 @@ def _rounds(model: Any, settings: Settings, slot: int) -> Iterator[tuple[int, li
         marks = [time.process_time_ns()]
         batch = source.take(settings.segment_rows).batch
         marks.append(time.process_time_ns())
-        matrix = codes.encode(history.transform(batch))
+        packed = history.encode(batch)
         marks.append(time.process_time_ns())
-        scores = model.score(matrix)
+        scores = model.score(packed)
         marks.append(time.process_time_ns())
         scoring.decide(
             batch, scores, producer="g00", threshold=settings.fraud_threshold, train_end=model.train_end,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from services.prep import work
 from services.prep.stage import Prep
+from spearhead.codes import OWN, Packed
 from spearhead.features import WIDTH, History
 from spearhead.stage import run_stage
 
@@ -15,8 +15,9 @@ from spearhead.stage import run_stage
 class NoHistory(History):
     """Knows nothing, ever."""
 
-    def transform(self, batch: pa.RecordBatch) -> NDArray[np.float32]:
-        return np.zeros((batch.num_rows, WIDTH), np.float32)
+    def encode(self, batch: pa.RecordBatch) -> Packed:
+        n = batch.num_rows
+        return Packed(np.zeros((n, OWN), np.uint16), np.zeros(n, np.uint16), np.zeros((1, WIDTH - OWN), np.uint16))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ same numbers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import numba as nb
@@ -19,23 +20,18 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from spearhead.features import FEATURES, MERCHANT_LABELS, WIDTH
+from spearhead import kernel
 
-FRACTION_BITS: Final = 9
-BIAS: Final = 28  # code exponent 1 is 2**-28; 0 is zero
-LARGEST: Final = 0x7FFE  # magnitude
-MISSING: Final = 0xFFFF
-OWN: Final = WIDTH - len(MERCHANT_LABELS)  # packed: the codes that a row doesn't share
+FRACTION_BITS: Final = kernel.FRACTION_BITS
+LARGEST: Final = kernel.LARGEST  # magnitude
+MISSING: Final = kernel.MISSING
+OWN: Final = kernel.OWN  # packed: the codes that a row doesn't share
 TUPLES_MAX: Final = 65_536
 MISSING_RANK: Final = -0x7FFF
 NO_RANK: Final = 0x7FFF  # above all
-_DROPPED: Final = 23 - FRACTION_BITS
-_LANES: Final = 16  # codes that a vector holds
-_WHOLE: Final = OWN // _LANES * _LANES
-_SHARED: Final = (WIDTH - OWN) // 2  # words
-assert OWN % 2 == WIDTH % 2 == 0
-assert FEATURES[OWN:] == MERCHANT_LABELS
-_SHIFT: Final = (127 - BIAS - 1) << FRACTION_BITS  # between the exponents' biases
+
+_DROPPED: Final = kernel.DROPPED
+_SHIFT: Final = kernel.SHIFT
 
 Codes = NDArray[np.uint16]
 
@@ -70,53 +66,6 @@ def plain(matrix: Codes) -> Packed:
     return Packed(matrix, np.zeros(len(matrix), np.uint16), np.empty((1, 0), np.uint16))
 
 
-@nb.njit(inline="always")
-def _code(bits):
-    """The code of a float32 of these bits."""
-    magnitude = np.int32(bits & np.uint32(0x7FFFFFFF))
-    # Round half to even, as hardware does; a carry out of the fraction goes into the exponent, as it should.
-    rounded = (magnitude + np.int32(0x1FFF) + ((magnitude >> _DROPPED) & np.int32(1))) >> np.int32(_DROPPED)
-    code = min(rounded - np.int32(_SHIFT), np.int32(LARGEST))
-    signed = code | (np.int32(bits >> np.uint32(16)) & np.int32(0x8000))
-    code = np.int32(0) if code < np.int32(1 << FRACTION_BITS) else signed
-    return np.uint16(np.int32(MISSING) if magnitude > np.int32(0x7F800000) else code)
-
-
-@nb.njit(cache=True, nogil=True, error_model="numpy")
-def _encode(bits, codes):
-    for i in range(len(bits)):
-        codes[i] = _code(bits[i])
-
-
-@nb.njit(cache=True, nogil=True, error_model="numpy")
-def _pack(bits, words, merchant, last, own, tuples, numbers):
-    """Codes ``own`` (n, OWN) of float32 rows, and into ``tuples`` (most, 4) the words of two values that are left.
-
-    ``last`` is the number of the tuple of each merchant's row before, -1 none. Returns how many tuples there are, -1 if
-    too many.
-    """
-    used = 0
-    for i in range(np.uint64(len(bits))):
-        for k in range(np.uint64(_WHOLE)):
-            own[i, k] = _code(bits[i, k])
-        for k in range(np.uint64(OWN - _LANES), np.uint64(OWN)):  # some again: so these are vectors too
-            own[i, k] = _code(bits[i, k])
-        number = int(last[np.uint64(merchant[i])])
-        same = number >= 0
-        for k in range(np.uint64(_SHARED)):
-            same = same and tuples[np.uint64(number), k] == words[i, np.uint64(OWN // 2) + k]
-        if not same:
-            if used == len(tuples):
-                return -1
-            number = used
-            used += 1
-            last[np.uint64(merchant[i])] = number
-            for k in range(np.uint64(_SHARED)):
-                tuples[np.uint64(number), k] = words[i, np.uint64(OWN // 2) + k]
-        numbers[i] = number
-    return used
-
-
 @nb.njit(cache=True, nogil=True, error_model="numpy")
 def _decode(codes, bits):
     for i in range(len(codes)):
@@ -130,10 +79,12 @@ def _decode(codes, bits):
 
 def encode(values: NDArray[np.float32]) -> Codes:
     """Codes of float32 values, of the same shape."""
-    values = np.ascontiguousarray(values, np.float32)
-    codes = np.empty(values.shape, np.uint16)
-    _encode(_read_only(values.reshape(-1).view(np.uint32)), codes.reshape(-1))
-    return codes
+    flat = np.ascontiguousarray(values, np.float32).reshape(-1)
+    if flat.size < kernel.LANES:
+        flat = np.append(flat, np.zeros(kernel.LANES - flat.size, np.float32))
+    codes = np.empty(flat.size, np.uint16)
+    kernel.encode(_read_only(flat.view(np.uint32)), codes)
+    return codes[: values.size].reshape(values.shape)
 
 
 def decode(codes: Codes) -> NDArray[np.float32]:
@@ -143,17 +94,16 @@ def decode(codes: Codes) -> NDArray[np.float32]:
     return values
 
 
-def pack(values: NDArray[np.float32], merchant: NDArray[np.uint16], merchants: int) -> Packed | None:
-    """The codes of C-contiguous float32 values (n, WIDTH) of rows of ``merchant`` (n,), each below ``merchants``.
-
-    Rows share their MERCHANT_LABELS. None if those are more tuples than 16 bits can number.
-    """
-    own, numbers = np.empty((len(values), OWN), np.uint16), np.empty(len(values), np.uint16)
-    tuples = np.empty((min(len(values), TUPLES_MAX), WIDTH - OWN), np.float32)
-    last = np.full(merchants, -1, np.int32)
-    bits, words = _read_only(values.view(np.uint32)), _read_only(values.view(np.uint64))
-    used = _pack(bits, words, _read_only(merchant), last, own, tuples.view(np.uint64), numbers)
-    return None if used < 0 else Packed(own, numbers, encode(tuples[:used]))
+def joined(parts: Sequence[Packed]) -> Packed:
+    """The rows of one part or more, one after the other; plain if they are more tuples than 16 bits can number."""
+    if len(parts) == 1:
+        return parts[0]
+    if sum(len(part.tuples) for part in parts) > TUPLES_MAX:
+        return plain(np.concatenate([part.matrix() for part in parts]))
+    firsts = np.cumsum([0, *(len(part.tuples) for part in parts[:-1])])
+    numbers = [part.numbers + np.uint16(first) for part, first in zip(parts, firsts, strict=True)]
+    own, tuples = [part.own for part in parts], [part.tuples for part in parts]
+    return Packed(np.concatenate(own), np.concatenate(numbers), np.concatenate(tuples))
 
 
 def lists(codes: Codes) -> pa.FixedSizeListArray:
@@ -197,7 +147,6 @@ def ranks(values: NDArray[np.float32]) -> NDArray[np.int32]:
 def warm() -> None:
     """Compile both ways, or load them from numba's cache."""
     decode(encode(np.zeros(1, np.float32)))
-    pack(np.zeros((1, WIDTH), np.float32), np.zeros(1, np.uint16), 1)
 
 
 def _read_only(array):

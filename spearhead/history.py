@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from spearhead import kernel
-from spearhead.features import FEATURES_VERSION, WIDTH
+from spearhead import codes, kernel
+from spearhead.codes import TUPLES_MAX, Packed
+from spearhead.features import FEATURES_VERSION
 from spearhead.kernel import HEAP, KEY, LAST, LENGTH, OFFSET, RECENT, SHAPE, START, WORDS
 from spearhead.schema import NO_RAW_ROWS
 
@@ -226,8 +227,23 @@ class History:
 
     def transform(self, batch: pa.RecordBatch) -> NDArray[np.float32]:
         """Features of ``batch`` (schema.RAW), float32 (n, WIDTH), C-contiguous; the rows join the history in order."""
-        out = np.empty((batch.num_rows, WIDTH), np.float32)
+        return self._advance(batch, coded=False).values
+
+    def encode(self, batch: pa.RecordBatch) -> Packed:
+        """The same as codes: what ``codes.encode`` makes of ``transform``, which is never in memory as a whole.
+
+        Rows share their MERCHANT_LABELS, unless those are more tuples than 16 bits can number.
+        """
+        parts = []
+        for begin in range(0, max(batch.num_rows, 1), TUPLES_MAX):  # so that each part's tuples can be numbered
+            out = self._advance(batch.slice(begin, TUPLES_MAX), coded=True)
+            tuples = out.tuples[: out.used[0]].view(np.float32)
+            parts.append(Packed(out.own, out.numbers, codes.encode(tuples)))
+        return codes.joined(parts)
+
+    def _advance(self, batch: pa.RecordBatch, *, coded: bool) -> kernel.Output:
         rows = columns(batch)
+        out = kernel.output(batch.num_rows, len(rows.name_hash), coded=coded)
         row, status = 0, -1
         while status != kernel.DONE:
             begin = row

@@ -1,6 +1,7 @@
 """The feature kernel: one pass over rows in log order, plain loops over arrays, no Python objects.
 
-All numba code of the features is in this one file, because numba's cache looks at one file's time only.
+All numba code of the features and of making codes of them is in this one file, because numba's cache looks at one
+file's time only. What is computed goes into the working rows of a block, and from there to the caller as codes.
 
 Nothing here depends on the machine: sums are integers, logarithm, sine and arc sine are written out in additions and
 multiplications (no libm, no fused operations, no ``fastmath``), so a replay on another host gives the same bytes.
@@ -19,7 +20,7 @@ labelled rows`` and ``cents << 20 | frauds``.
 """
 
 # What numpy's scalars give is Any to mypy; numba types it all.
-# mypy: disable-error-code="no-any-return, no-untyped-call"
+# mypy: disable-error-code="no-any-return, no-untyped-call, no-untyped-def, call-arg"
 
 from __future__ import annotations
 
@@ -29,9 +30,12 @@ from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import numba as nb
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from spearhead.features import FEATURES
+from spearhead.features import FEATURES, MERCHANT_LABELS, WIDTH
 
 Int64s = NDArray[np.int64]
 
@@ -99,6 +103,9 @@ _F: Final = {name: place for place, name in enumerate(FEATURES)}
 F_AMT, F_HOUR, F_WEEKDAY, F_HOME_KM, F_CATEGORY, F_CITY_POP, F_AGE = range(7)
 F_CARD: Final = _F["card_log_gap"]
 F_MERCHANT: Final = _F["merch_count_24h"]
+OWN: Final = WIDTH - len(MERCHANT_LABELS)  # packed: the codes that a row doesn't share
+assert OWN % 2 == WIDTH % 2 == 0
+assert FEATURES[OWN:] == MERCHANT_LABELS
 
 
 class Store(NamedTuple):
@@ -144,7 +151,7 @@ class Limits(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Memory of one pass. The first two by row number mod 4 BLOCK, the last six by place in the block."""
+    """Memory of one pass. The first two by row number mod 4 BLOCK, what follows ``read`` by place in the block."""
 
     hashes: NDArray[np.uint64]
     records: Int64s  # the card's record, probably; -1 not known
@@ -158,14 +165,43 @@ class Scratch(NamedTuple):
     last_long: NDArray[np.float64]
     number: NDArray[np.float64]
     other: NDArray[np.float64]
+    values: NDArray[np.float32]  # (BLOCK, WIDTH) features; and the same memory as
+    bits: NDArray[np.uint32]
+    words: NDArray[np.uint64]  # (BLOCK, WIDTH / 2)
+
+
+class Output(NamedTuple):
+    """Where a pass puts what it found of n rows: all of it as codes, or as ``values``; what is not wanted is empty."""
+
+    own: NDArray[np.uint16]  # (n, OWN)
+    numbers: NDArray[np.uint16]  # (n,) of each row's tuple
+    tuples: NDArray[np.uint64]  # (most, (WIDTH - OWN) / 2) float32 values, two a word
+    used: Int64s  # (1,) tuples
+    last: NDArray[np.int32]  # (names,) number of the tuple of each merchant's row before, -1 none
+    values: NDArray[np.float32]  # (n, WIDTH)
 
 
 def scratch(names: int) -> Scratch:
     """Scratch for a pass over a batch with ``names`` merchants; one pass only, since records may move after it."""
+    values = np.empty((BLOCK, WIDTH), np.float32)
+    amounts, gaps, lats, longs, numbers, others = np.empty((6, BLOCK))
     return Scratch(
         np.empty(4 * BLOCK, np.uint64), np.empty(4 * BLOCK, np.int64), np.full(names, -1, np.int32),
         np.empty(9, np.int64), np.empty(RECENT, np.uint32), np.zeros(1, np.int64),
-        *(np.empty(BLOCK) for _ in range(6)),
+        amounts, gaps, lats, longs, numbers, others, values, values.view(np.uint32), values.view(np.uint64),
+    )  # fmt: skip
+
+
+def output(rows: int, names: int, *, coded: bool) -> Output:
+    """Room for what comes of so many rows of a batch with ``names`` merchants: their codes, or their values.
+
+    Codes of at most 65,536 rows, as there may be as many tuples.
+    """
+    of_codes = rows if coded else 0
+    return Output(
+        np.empty((of_codes, OWN), np.uint16), np.empty(of_codes, np.uint16),
+        np.empty((of_codes, (WIDTH - OWN) // 2), np.uint64), np.zeros(1, np.int64), np.full(names, -1, np.int32),
+        np.empty((rows - of_codes, WIDTH), np.float32),
     )  # fmt: skip
 
 
@@ -289,6 +325,98 @@ def name_key(rows: Rows, code: int) -> np.uint64:
         h = _hash_name(rows.name_offsets, rows.name_bytes, code)
         rows.name_hash[code] = h
     return h
+
+
+# --- codes ----------------------------------------------------------------------------------------------------------
+
+# What a code is stands in spearhead/codes.py.
+FRACTION_BITS: Final = 9
+BIAS: Final = 28  # code exponent 1 is 2**-28; 0 is zero
+LARGEST: Final = 0x7FFE  # magnitude
+MISSING: Final = 0xFFFF
+DROPPED: Final = 23 - FRACTION_BITS
+SHIFT: Final = (127 - BIAS - 1) << FRACTION_BITS  # between the exponents' biases
+LANES: Final = 16  # codes that are made at once
+_FIRST_LANES: Final = (*range(0, OWN - LANES, LANES), OWN - LANES)  # the last ones overlap those before
+_SHARED: Final = (WIDTH - OWN) // 2  # words
+
+
+@intrinsic
+def _encode_lanes(typingctx, bits, source, codes, target):
+    """The codes of LANES float32 values, of their bits from place ``source`` on, to place ``target`` of ``codes``.
+
+    Both are contiguous. As vectors, by name: in a loop as long as the pass, LLVM doesn't find them by itself.
+    """
+
+    def codegen(context, builder, signature, args):
+        wide, narrow = (ir.VectorType(ir.IntType(width), LANES) for width in (32, 16))
+
+        def all_of(number):
+            return ir.Constant(wide, [number] * LANES)
+
+        def place(position):
+            array = context.make_array(signature.args[position])(context, builder, args[position])
+            return builder.gep(array.data, [args[position + 1]])
+
+        # Round half to even, as hardware does; a carry out of the fraction goes into the exponent, as it should.
+        value = builder.load(builder.bitcast(place(0), wide.as_pointer()), align=4)
+        magnitude = builder.and_(value, all_of(0x7FFFFFFF))
+        odd = builder.and_(builder.lshr(value, all_of(DROPPED)), all_of(1))
+        rounded = builder.lshr(builder.add(builder.add(magnitude, all_of(0x1FFF)), odd), all_of(DROPPED))
+        largest = all_of(SHIFT + LARGEST)
+        least = builder.select(builder.icmp_unsigned("<", rounded, largest), rounded, largest)
+        sign = builder.and_(builder.lshr(value, all_of(16)), all_of(0x8000))
+        code = builder.or_(builder.sub(least, all_of(SHIFT)), sign)
+        small = builder.icmp_unsigned("<", rounded, all_of(SHIFT + (1 << FRACTION_BITS)))
+        code = builder.select(small, all_of(0), code)
+        missing = builder.icmp_unsigned(">", magnitude, all_of(0x7F800000))
+        code = builder.trunc(builder.select(missing, all_of(MISSING), code), narrow)
+        builder.store(code, builder.bitcast(place(2), narrow.as_pointer()), align=2)
+        return context.get_dummy_value()
+
+    return types.void(bits, types.uint64, codes, types.uint64), codegen
+
+
+@_compiled
+def encode(bits: NDArray[np.uint32], codes: NDArray[np.uint16]) -> None:
+    """The codes (n,) of float32 values of ``bits`` (n,), LANES or more."""
+    for first in range(0, len(bits) - LANES, LANES):
+        _encode_lanes(bits, _u(first), codes, _u(first))
+    _encode_lanes(bits, _u(len(bits) - LANES), codes, _u(len(bits) - LANES))
+
+
+@_inlined
+def _encode_block(merchant: NDArray[np.uint16], begin: int, end: int, work: Scratch, out: Output) -> None:
+    """Codes of rows ``begin`` to ``end``, while their values are in the processor's nearest cache."""
+    for k in range(_u(end - begin)):
+        i = _u(begin) + k
+        for first in _FIRST_LANES:
+            _encode_lanes(work.bits, k * _u(WIDTH) + _u(first), out.own, i * _u(OWN) + _u(first))
+        out.numbers[i] = _number(_u(merchant[i]), k, work, out)
+
+
+@_inlined
+def _number(merchant: np.uint64, k: Any, work: Scratch, out: Output) -> int:
+    """The number of the tuple of the block's row ``k``: that of its merchant's row before if it is the same."""
+    number = int(out.last[merchant])
+    same = number >= 0
+    for word in range(_u(_SHARED)):
+        same = same and out.tuples[_u(number), word] == work.words[k, _u(OWN // 2) + word]
+    if not same:
+        number = int(out.used[0])
+        out.used[0] += 1
+        out.last[merchant] = number
+        for word in range(_u(_SHARED)):
+            out.tuples[_u(number), word] = work.words[k, _u(OWN // 2) + word]
+    return number
+
+
+@_inlined
+def _copy_block(begin: int, end: int, work: Scratch, out: Output) -> None:
+    """Values of rows ``begin`` to ``end``."""
+    for k in range(_u(end - begin)):
+        for column in range(_u(WIDTH)):
+            out.values[_u(begin) + k, column] = work.values[k, column]
 
 
 # --- stores ---------------------------------------------------------------------------------------------------------
@@ -479,7 +607,7 @@ def remove_records(store: Store, recent: NDArray[np.uint32], gone: NDArray[np.bo
 
 
 @_inlined
-def _before_block(rows: Rows, begin: int, end: int, work: Scratch, out: NDArray[np.float32]) -> None:
+def _before_block(rows: Rows, begin: int, end: int, work: Scratch) -> None:
     """Features of rows ``begin`` to ``end`` that need arithmetic but no history."""
     for k in range(end - begin):
         work.log_amount[k] = ln(1.0 + rows.cents[begin + k] / 100.0)
@@ -488,12 +616,12 @@ def _before_block(rows: Rows, begin: int, end: int, work: Scratch, out: NDArray[
         i = begin + k
         work.other[k] = distance_km(rows.home_lat[i], rows.home_long[i], rows.merch_lat[i], rows.merch_long[i])
     for k in range(end - begin):
-        out[begin + k, F_CITY_POP] = work.number[k]
-        out[begin + k, F_HOME_KM] = work.other[k]
+        work.values[k, F_CITY_POP] = work.number[k]
+        work.values[k, F_HOME_KM] = work.other[k]
 
 
 @_inlined
-def _after_block(rows: Rows, begin: int, end: int, work: Scratch, out: NDArray[np.float32]) -> None:
+def _after_block(rows: Rows, begin: int, end: int, work: Scratch) -> None:
     """Features that need arithmetic on what the rows' cards did last."""
     for k in range(end - begin):
         work.number[k] = ln(1.0 + max(work.gap_s[k], 0.0))
@@ -502,9 +630,9 @@ def _after_block(rows: Rows, begin: int, end: int, work: Scratch, out: NDArray[n
         work.other[k] = distance_km(work.last_lat[k], work.last_long[k], rows.merch_lat[i], rows.merch_long[i])
     for k in range(end - begin):
         km, gap_s = work.other[k], work.gap_s[k]
-        out[begin + k, F_CARD + 0] = work.number[k] if gap_s >= 0.0 else -1.0
-        out[begin + k, F_CARD + 13] = km
-        out[begin + k, F_CARD + 14] = min(km * 3600.0 / max(gap_s, _GAP_FLOOR_S), _SPEED_MAX)
+        work.values[k, F_CARD + 0] = work.number[k] if gap_s >= 0.0 else -1.0
+        work.values[k, F_CARD + 13] = km
+        work.values[k, F_CARD + 14] = min(km * 3600.0 / max(gap_s, _GAP_FLOOR_S), _SPEED_MAX)
 
 
 @_inlined
@@ -1136,9 +1264,9 @@ def advance(
     limits: Limits,
     counters: Int64s,
     work: Scratch,
-    out: NDArray[np.float32],
+    out: Output,
 ) -> tuple[int, int]:
-    """Features of rows from ``begin`` on into ``out`` (n, WIDTH), and the rows into the state.
+    """Features of rows from ``begin`` on into ``out``, and the rows into the state.
 
     Returns (n, DONE), or (row, status): the row before which a store must get room, and which one.
     ``recent`` is (cards * RECENT,): per card the marks of merchants, newest first.
@@ -1152,13 +1280,18 @@ def advance(
         if block < begin:
             continue
         end, status, i = min(block + BLOCK, n), DONE, block
-        _before_block(rows, block, end, work, out)
+        _before_block(rows, block, end, work)
         while i < end:
-            status = _one_row(rows, i, i - block, cards, recent, merchants, limits, counters, work, out[i])
+            k = i - block
+            status = _one_row(rows, i, k, cards, recent, merchants, limits, counters, work, work.values[k])
             if status != DONE:
                 break
             i += 1
-        _after_block(rows, block, i, work, out)
+        _after_block(rows, block, i, work)
+        if len(out.values) > 0:
+            _copy_block(block, i, work, out)
+        else:
+            _encode_block(rows.merchant, block, i, work, out)
         if status != DONE:
             return i, status
     return n, DONE

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from spearhead import codes
 from spearhead.codes import OWN, Packed
@@ -39,15 +37,11 @@ def of(batch: pa.RecordBatch) -> Packed:
     return Packed(own, numbers, tuples)
 
 
-def attach(batch: pa.RecordBatch, values: NDArray[np.float32]) -> pa.RecordBatch:
-    """The identity columns of ``batch`` (schema.RAW), by reference, with the codes of ``values`` (n, WIDTH).
-
-    ``values`` are C-contiguous. Of SCHEMA, or of PLAIN where there are more tuples than 16 bits can number.
-    """
+def attach(batch: pa.RecordBatch, packed: Packed) -> pa.RecordBatch:
+    """The identity columns of ``batch`` (schema.RAW), by reference, with its codes: of SCHEMA, or of PLAIN if plain."""
     identity = [batch.column(field.name) for field in IDENTITY]
-    merchant = batch.column("merchant")
-    packed = codes.pack(values, merchant.indices.to_numpy(zero_copy_only=True), len(merchant.dictionary))
-    if packed is None:
-        return pa.RecordBatch.from_arrays([*identity, codes.column(values)], schema=PLAIN)
+    own = codes.lists(packed.own)
+    if not packed.tuples.shape[1]:
+        return pa.RecordBatch.from_arrays([*identity, own], schema=PLAIN)
     labels = pa.DictionaryArray.from_arrays(pa.array(packed.numbers), codes.lists(packed.tuples), safe=False)
-    return pa.RecordBatch.from_arrays([*identity, codes.lists(packed.own), labels], schema=SCHEMA)
+    return pa.RecordBatch.from_arrays([*identity, own, labels], schema=SCHEMA)

@@ -115,7 +115,7 @@ class Pipeline:
         assert self.model is not None
         assert self.model.reference is not None
         scores = self.model.score(features)
-        found = attach(batch, codes.decode(features))
+        found = attach(batch, codes.plain(features))
         _, aggregate = scoring.decide(
             found, scores, producer="g00", threshold=0.52, train_end=self.model.train_end,
             scored_at=self._segments, model=self.model.version,

@@ -8,10 +8,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
+from spearhead import codes
 from spearhead.checkpoint import Arrays
+from spearhead.codes import OWN, Packed
 from spearhead.companion import companion, read_features
+from spearhead.features import WIDTH
 from spearhead.files import Files
+from spearhead.packing import attach
 from spearhead.partition import LostError, Outcome, PartitionLog
 from spearhead.producer import Producer
 from spearhead.rejects import Reject
@@ -58,6 +63,26 @@ def raw_batch(start: int, rows: int, cards: int = 7, cents: Sequence[int] | None
         "dob": pa.array(number % 10_000, pa.int32()).cast(pa.date32()),
     }
     return pa.RecordBatch.from_arrays([columns[field.name] for field in RAW], schema=RAW)
+
+
+def packed_slowly(values: NDArray[np.float32], merchants: NDArray[np.uint16]) -> Packed:
+    """What the kernel does, row by row: a row has the tuple of its merchant's row before, or a new one."""
+    numbers: list[int] = []
+    tuples: list[NDArray[np.float32]] = []
+    last: dict[int, tuple[bytes, int]] = {}
+    for labels, merchant in zip(values[:, OWN:].copy(), merchants.tolist(), strict=True):
+        words = labels.tobytes()
+        if merchant not in last or last[merchant][0] != words:
+            last[merchant] = (words, len(tuples))
+            tuples.append(labels)
+        numbers.append(last[merchant][1])
+    found = np.array(tuples, np.float32).reshape(-1, WIDTH - OWN)
+    return Packed(codes.encode(values[:, :OWN]), np.array(numbers, np.uint16), codes.encode(found))
+
+
+def attached(raw: pa.RecordBatch, values: NDArray[np.float32]) -> pa.RecordBatch:
+    """What prep passes on of these rows if ``values`` (n, WIDTH) are their features."""
+    return attach(raw, packed_slowly(values, np.asarray(raw.column("merchant").indices)))
 
 
 class Chain:

@@ -1,5 +1,6 @@
 """Packed features: what comes back is what went in, to the bit, whatever the rows and however many tuples they have."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.bytes import measure as bytes_written
+from services.generator.population import population
+from services.generator.traffic import Traffic
 from spearhead import codes, packing
 from spearhead.codes import OWN, Packed
 from spearhead.features import MERCHANT_LABELS, WIDTH, History
 from spearhead.files import Files
+from spearhead.history import DAY_US
 from spearhead.model import Model
 from spearhead.schema import IDENTITY, NO_RAW_ROWS
 from spearhead.segment import SegmentError, SegmentInfo, read_segment, write_segment
 from spearhead.settings import Settings
 from spearhead.trees import BLOCK, compile_trees, margins
-from tests.segments import raw_batch
+from tests.segments import attached, packed_slowly, raw_batch
 
 
 def values_of(rng: np.random.Generator, rows: int, tuples: int) -> np.ndarray:
@@ -36,7 +40,7 @@ def values_of(rng: np.random.Generator, rows: int, tuples: int) -> np.ndarray:
 def test_what_is_packed_comes_back_to_the_bit(seed: int, rows: int, tuples: int) -> None:
     rng = np.random.default_rng(seed)
     values = values_of(rng, rows, tuples)
-    batch = packing.attach(raw_batch(0, rows) if rows else NO_RAW_ROWS, values)
+    batch = attached(raw_batch(0, rows) if rows else NO_RAW_ROWS, values)
     packed = packing.of(batch)
     expected = codes.encode(values)
     assert batch.schema == packing.SCHEMA
@@ -48,25 +52,60 @@ def test_what_is_packed_comes_back_to_the_bit(seed: int, rows: int, tuples: int)
     assert (packing.of(batch.slice(begin, rows - begin)).matrix() == expected[begin:]).all()
 
 
+def assert_encoded(history: History, again: History, batch: pa.RecordBatch) -> Packed:
+    """``encode`` of one history is ``transform`` of another, row by row the same tuples' numbers too."""
+    merchants = np.asarray(batch.column("merchant").indices)
+    found, expected = history.encode(batch), packed_slowly(again.transform(batch), merchants)
+    assert found.own.flags.c_contiguous
+    for got, wanted in zip(found, expected, strict=True):
+        assert (got.dtype, got.shape) == (wanted.dtype, wanted.shape)
+        assert (got == wanted).all()
+    return found
+
+
+def test_codes_are_made_while_rows_are_at_hand_and_are_those_of_their_values() -> None:
+    """On real traffic, whose labels mature as it goes; stores grow and are emptied in the middle of a block."""
+    source = Traffic(population(3_000, 200, 1), 1, 0, 0.005)
+    history, again = (History(card_max=2_000, label_delay_us=DAY_US) for _ in range(2))
+    sizes = (1, 31, 32, 33, 4_000, 65_536, 20_000)
+    found = [assert_encoded(history, again, source.take(size).batch) for size in sizes]
+    assert history.evicted_cards > 0
+    assert len(np.unique(found[-1].matrix()[:, OWN:], axis=0)) > 200, "labels have matured"
+    assert history.encode(NO_RAW_ROWS).matrix().shape == (0, WIDTH)
+    assert all(one.tobytes() == history.arrays()[name].tobytes() for name, one in again.arrays().items())
+
+
 def test_labels_of_merchants_are_written_once_as_long_as_they_stay() -> None:
     raw = raw_batch(0, 4_000)
-    batch = packing.attach(raw, History().transform(raw))
+    batch = packing.attach(raw, History().encode(raw))
     merchants = len(np.unique(np.asarray(raw.column("merchant").indices)))
     distinct = np.unique(packing.of(batch).matrix()[:, OWN:], axis=0)
     assert len(distinct) <= len(packing.of(batch).tuples) < raw.num_rows / 4
     assert len(packing.of(batch).tuples) >= merchants  # each has its own, though they may say the same
 
 
-def test_more_tuples_than_can_be_numbered_are_no_loss() -> None:
-    rows = codes.TUPLES_MAX + 1
+def test_a_segment_of_more_rows_than_tuples_can_be_numbered_is_packed_in_parts() -> None:
+    raw = Traffic(population(1_000, 50, 1), 1, 0, 0.005).take(2 * codes.TUPLES_MAX + 100).batch
+    packed, values = History().encode(raw), History().transform(raw)
+    assert packing.attach(raw, packed).schema == packing.SCHEMA
+    assert (packed.matrix() == codes.encode(values)).all()
+
+
+def parts(rng: np.random.Generator, sizes: Sequence[int]) -> list[Packed]:
+    """Rows packed in parts, each row with a tuple of its own."""
+    own = [rng.integers(0, 0x7F00, (size, OWN)).astype(np.uint16) for size in sizes]
+    tuples = [rng.integers(0, 0x7F00, (size, WIDTH - OWN)).astype(np.uint16) for size in sizes]
+    numbers = [rng.permutation(size).astype(np.uint16) for size in sizes]
+    return [Packed(*part) for part in zip(own, numbers, tuples, strict=True)]
+
+
+@pytest.mark.parametrize(("last", "schema"), [(535, packing.SCHEMA), (536, packing.PLAIN)])
+def test_more_tuples_than_can_be_numbered_are_no_loss(last: int, schema: pa.Schema) -> None:
     rng = np.random.default_rng(1)
-    for tuples, schema in ((rows - 1, packing.SCHEMA), (rows, packing.PLAIN)):
-        values = np.zeros((rows, WIDTH), np.float32)
-        values[:, OWN] = np.minimum(np.arange(rows), tuples - 1)
-        values[:, 0] = rng.random(rows)
-        batch = packing.attach(one_merchant(rows), values)
-        assert batch.schema == schema
-        assert (packing.of(batch).matrix() == codes.encode(values)).all()
+    some = [*parts(rng, (60_000, 5_001, last)), Packed(*(array[:0] for array in parts(rng, (1,))[0]))]
+    batch = packing.attach(one_merchant(65_001 + last), codes.joined(some))
+    assert batch.schema == schema
+    assert (packing.of(batch).matrix() == np.concatenate([part.matrix() for part in some])).all()
 
 
 def one_merchant(rows: int) -> pa.RecordBatch:
@@ -80,7 +119,7 @@ def one_merchant(rows: int) -> pa.RecordBatch:
 def test_a_segment_holds_them_packed(tmp_path) -> None:
     raw = raw_batch(0, 2_000)
     values = History().transform(raw)
-    batch = packing.attach(raw, values)
+    batch = packing.attach(raw, History().encode(raw))
     info = SegmentInfo(name="e0001-g00-p00-000000000001", rows=batch.num_rows, rows_before=0)
     write_segment(Files(fsync=False), tmp_path / "a.arrow", batch, info)
     found = read_segment(tmp_path / "a.arrow")[0]
@@ -90,7 +129,7 @@ def test_a_segment_holds_them_packed(tmp_path) -> None:
 
 def damaged(numbers: list[int], kind: pa.DataType) -> pa.RecordBatch:
     raw = raw_batch(0, 3)
-    batch = packing.attach(raw, np.zeros((3, WIDTH), np.float32))
+    batch = attached(raw, np.zeros((3, WIDTH), np.float32))
     tuples = pa.array([[0] * len(MERCHANT_LABELS)], pa.list_(pa.uint16(), len(MERCHANT_LABELS)))
     column = pa.DictionaryArray.from_arrays(pa.array(numbers, kind), tuples, safe=False)
     place = batch.schema.get_field_index("merchant_labels")
@@ -121,7 +160,7 @@ def test_scores_of_packed_codes_are_those_of_all(threads: int) -> None:
         xgb.DMatrix(known, label), num_boost_round=30,
     )  # fmt: skip
     trees = compile_trees(bytes(booster.save_raw("json")))
-    packed = packing.of(packing.attach(raw_batch(0, len(values)), values))
+    packed = packing.of(attached(raw_batch(0, len(values)), values))
     assert {int(column) >= OWN for column in trees.columns} == {False, True}
     assert (margins(trees, packed, threads) == margins(trees, packed.matrix())).all()
     for compiled in (trees, None):

@@ -187,7 +187,7 @@ def test_setups_differ_and_their_settings_are_the_products(monkeypatch: pytest.M
 def test_without_history_every_feature_is_zero_and_no_card_is_remembered() -> None:
     batch = Traffic(population(100, 50, 1), 1, 0, 0.005).take(1_000).batch
     history = NoHistory(1_000, 1_000)
-    assert not history.transform(batch).any()
+    assert not history.encode(batch).matrix().any()
     assert history.cards == 0
 
 

@@ -20,7 +20,7 @@ from faulting import Crash, FaultingFiles
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import wait_until
-from segments import Downstream, drain, publish, raw_batch, raw_name, volume_at
+from segments import Downstream, attached, drain, publish, raw_batch, raw_name, volume_at
 
 from services.prep.ownership import Ownership, fair_shares
 from services.prep.sample import sample
@@ -34,7 +34,6 @@ from spearhead.features import WIDTH, History
 from spearhead.hashing import hash_strings
 from spearhead.heartbeat import Heartbeat, Roster
 from spearhead.narrow import read_raw
-from spearhead.packing import attach
 from spearhead.partition import PartitionLog, newest_commit
 from spearhead.producer import Producer
 from spearhead.schema import IDENTITY, RAW
@@ -130,7 +129,7 @@ def test_the_columns_of_features_are_the_segment_s_own_memory(tmp_path: Path) ->
     publish(volume, [100])
     batch, _ = read_raw(volume.raw_ready(0) / raw_name(1).file)
     matrix = np.zeros((100, WIDTH), np.float32)
-    out = attach(batch, matrix)
+    out = attached(batch, matrix)
     for field in IDENTITY:
         buffers = zip(batch.column(field.name).buffers(), out.column(field.name).buffers(), strict=True)
         assert all(a is None or a.address == b.address for a, b in buffers)
@@ -201,7 +200,7 @@ def test_hashes_depend_on_the_string_alone() -> None:
 def test_the_sample_is_uniform_and_weighted() -> None:
     rows = 50_000
     raw = raw_batch(0, rows)
-    features = attach(raw, np.arange(rows * WIDTH, dtype=np.float32).reshape(rows, WIDTH))
+    features = attached(raw, np.arange(rows * WIDTH, dtype=np.float32).reshape(rows, WIDTH))
     chosen = sample(features, 0.1)
     assert chosen is not None
     assert 4_600 < chosen.num_rows < 5_400  # 6 sigma of a binomial
@@ -221,7 +220,7 @@ def test_the_sample_is_uniform_and_weighted() -> None:
 def put_sample(volume: Volume, seq: int, rows: int, producer: str = "g00") -> None:
     """A file of the spool, as prep publishes it."""
     name = raw_name(seq, producer)
-    features = attach(raw_batch(seq * 100, rows), np.zeros((rows, WIDTH), np.float32))
+    features = attached(raw_batch(seq * 100, rows), np.zeros((rows, WIDTH), np.float32))
     batch = sample(features, 1.0)
     assert batch is not None
     info = SegmentInfo(name=str(name), rows=rows, rows_before=0, watermark=seq)

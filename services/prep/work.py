@@ -73,7 +73,7 @@ class FeatureWork:
     def apply(self, batch: pa.RecordBatch) -> Outcome:
         """Features of the good rows; the identity columns are passed on by reference."""
         good, rejects = validate(batch)
-        features = self.history.transform(good)
+        features = self.history.encode(good)
         if good.num_rows:
             self.late.advance(newest_event_time(good), self.history)
             self.share.update(good.num_rows, middle_event_time(good))
