@@ -84,7 +84,7 @@ class Pipeline:
     def _keep(self, batch: pa.RecordBatch, features: codes.Codes) -> None:
         """Rows for training, by prep's own sampling."""
         self._share.update(batch.num_rows, middle_event_time(batch))
-        found = sample(attach(batch, codes.decode(features)), self._share.share)
+        found = sample(attach(batch, codes.plain(features)), self._share.share)
         if found is not None:
             columns = (scoring._numbers(found, name) for name in (*COLUMNS, "weight"))
             self._sample.append(fit.Rows(*columns, codes.decode(codes.of(found.column("features")))))
