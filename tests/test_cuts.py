@@ -36,6 +36,25 @@ def test_a_heavy_value_takes_one_cut_and_leaves_the_others_to_the_rest():
     assert rows[1:-1].max() < 2.5 * 2_000 / 64, "bins of about one size"
 
 
+def test_bins_are_finer_at_the_ends():
+    values = np.random.default_rng(0).permutation(20_000).astype(np.float32)
+    found = cuts(values[:, None], 512)[:, 0]
+    assert len(np.unique(found)) == 512
+    assert found[:3].tolist() == [0, 1, 2]
+    assert found[-3:].tolist() == [19_997, 19_998, 19_999]
+    rows = np.diff(found)
+    assert rows[:24].max() <= rows[100:400].min() / 4, "bins of an end are a quarter of those in the middle at most"
+    assert rows.max() < 1.5 * 20_000 / 512
+
+
+@settings(deadline=None)
+@given(heavy=st.integers(0, 40), rest=st.integers(0, 300), most=st.integers(2, 40))
+def test_heavy_values_and_ends_together_are_no_more_than_asked_for(heavy, rest, most):
+    values = np.concatenate([np.repeat(np.arange(heavy), 50), 1_000 + np.arange(rest)]).astype(np.float32)
+    found = cuts(values[:, None], most)
+    assert len(np.unique(found)) == (min(most, heavy + rest) or 1)
+
+
 def test_the_matrix_has_these_cuts():
     rng = np.random.default_rng(0)
     features = np.stack([rng.normal(size=5_000), rng.integers(0, 5, 5_000)], axis=1).astype(np.float32)

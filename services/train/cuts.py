@@ -1,12 +1,18 @@
 """Where the bins of features begin, for XGBoost's histograms: exact quantiles, from one sort of each column.
 
-XGBoost finds its own from a sketch of all rows, which takes longer than binning them by what it has found.
+XGBoost finds its own from a sketch of all rows, which takes longer than binning them by what it has found. Fraud is
+rare and lies at the ends of many columns (the largest amounts, the shortest gaps), so bins are finer there.
 """
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 from numpy.typing import NDArray
+
+END_CUTS: Final = 3 / 32  # of the cuts, at each end: bins of one row, then of more and more
+END_SHARE: Final = 1 / 256  # of the rows are an end
 
 Values = NDArray[np.float32]
 
@@ -14,8 +20,9 @@ Values = NDArray[np.float32]
 def cuts(features: Values, most: int) -> Values:
     """Values (``most``, width) that cut each column of ``features`` (n, width) into bins of about as many rows.
 
-    Ascending; what a column does not need repeats its largest. One with at most so many different values has them
-    all, so that it loses nothing. Missing values are no one's bin; a column of nothing else has zeros.
+    But for the ends, where bins are smaller. Ascending; what a column does not need repeats its largest. One with at
+    most so many different values has them all, so that it loses nothing. Missing values are no one's bin; a column of
+    nothing else has zeros.
     """
     found = np.zeros((most, features.shape[1]), np.float32)
     for column in range(features.shape[1]):
@@ -38,7 +45,15 @@ def _chosen(ascending: Values, most: int) -> Values:
         return ascending[first]
     rows = np.diff(np.append(first, n))
     chosen = rows * most >= n
+    ends = _ends(n, int((most - chosen.sum()) * END_CUTS))
+    chosen[np.searchsorted(first, ends, side="right") - 1] = True
     before = np.cumsum(np.where(chosen, 0, rows))
     left = most - int(chosen.sum())
     chosen[np.searchsorted(before, (np.arange(left) + 0.5) / left * before[-1])] = True
     return ascending[first[chosen]]
+
+
+def _ends(n: int, bins: int) -> NDArray[np.int64]:
+    """Places among ``n`` ascending rows at which so many bins of each end begin, at most."""
+    sizes = np.unique(np.geomspace(1, max(1.0, n * END_SHARE), bins).round().astype(np.int64))
+    return np.concatenate([sizes - 1, n - sizes])
