@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import subprocess
 import sys
+import weakref
 
 import pytest
+
+from spearhead.usage import give_memory_back
 
 # 160 MB in blocks of 40 kB, from the heap; one in 400 stays, so that no end of the heap is free.
 CHURN = """
@@ -32,3 +36,22 @@ def test_freed_memory_goes_back_to_the_system() -> None:
     kept, left, _ = map(int, done.stdout.split())
     assert kept > 100e6
     assert left < 20e6
+
+
+def test_what_only_a_cycle_holds_is_freed() -> None:
+    """A training leaves some (figures, callbacks), with its rows."""
+
+    class Held:
+        pass
+
+    gc.disable()
+    try:
+        held = Held()
+        held.itself = held  # type: ignore[attr-defined]
+        gone = weakref.ref(held)
+        del held
+        assert gone() is not None
+        give_memory_back()
+        assert gone() is None
+    finally:
+        gc.enable()
