@@ -192,7 +192,6 @@ class _Ahead(NamedTuple):
     """A segment that the state takes while the step before it is committed: the first of the next step."""
 
     name: SegmentName
-    batch: pa.RecordBatch
     info: SegmentInfo
     outcome: Future[Outcome | LabelOutcome]
 
@@ -398,7 +397,7 @@ class PartitionLog:
         """Apply one segment and add what comes of it to the step; False if it could not be taken this time."""
         before = step.commit.producers.get(name.producer, ProducerPosition())
         if self._ahead is not None:
-            (_, _, info, future), self._ahead = self._ahead, None
+            (_, info, future), self._ahead = self._ahead, None  # _next_names gave it first
             outcome = self._apply(name, future.result)
         else:
             try:
@@ -511,7 +510,7 @@ class PartitionLog:
             batch, info = self._read(name, step.commit.producers.get(name.producer, ProducerPosition()))
         except (SegmentError, OSError):
             return
-        self._ahead = _Ahead(name, batch, info, self._thread.submit(self._give, str(name), batch))
+        self._ahead = _Ahead(name, info, self._thread.submit(self._give, str(name), batch))
 
     def _next_after(self, commit: Commit) -> SegmentName | None:
         """The first segment known to wait after a step that can be taken without care."""
