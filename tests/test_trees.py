@@ -1,5 +1,6 @@
 """The tree kernels give what XGBoost gives, to the bit: the reference is XGBoost's own predictor."""
 
+import os
 import subprocess
 import sys
 
@@ -149,6 +150,27 @@ def test_warming_compiles_what_scoring_needs() -> None:
         "assert n == [1, 1] == [len(f.signatures) for f in (trees._sum_trees, trees._probabilities)], n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_processor_without_long_vectors_sums_the_same() -> None:
+    program = (
+        "import numpy as np, tests.test_trees as t\n"
+        "for depth in range(1, t.MAX_DEPTH + 1):\n"
+        "    booster = t.grown(depth, rounds=9, max_depth=depth)\n"
+        "    features = t.features_of(np.random.default_rng(depth), t.BLOCK + 70, 0.2)\n"
+        "    expected = booster.inplace_predict(features, predict_type='margin')\n"
+        "    np.testing.assert_array_equal(t.summed(booster, features), expected)\n"
+    )
+    environment = {**os.environ, "NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment)
+
+
+def test_a_feature_whose_missing_values_pass_some_tests_only() -> None:
+    booster = grown(8, rounds=20, missing=0.3)
+    model = compiled(booster)
+    assert len(model.columns) > len(set(model.columns.tolist()))
+    features = features_of(np.random.default_rng(9), 300, 0.5)
+    np.testing.assert_array_equal(summed(booster, features), booster.inplace_predict(features, predict_type="margin"))
 
 
 def test_a_threshold_that_only_a_missing_value_passes() -> None:
