@@ -34,9 +34,10 @@ def measure(settings: Settings, warm: int, folder: Path) -> dict[str, float]:
     work = FeatureWork(settings)
     work.sampling = True
     for _ in range(warm):
-        work.sample(work.apply(source.take(settings.segment_rows).batch).features)
+        work.sample(work.apply(source.take(settings.segment_rows).batch))
     raw = source.take(settings.segment_rows).batch
-    features = work.apply(raw).features
+    outcome = work.apply(raw)
+    features = outcome.features
     scored, _ = scoring.decide(
         features, np.zeros(raw.num_rows, np.float32), producer="g00", threshold=settings.fraud_threshold, train_end=0,
         scored_at=0, model="v000001",
@@ -44,7 +45,7 @@ def measure(settings: Settings, warm: int, folder: Path) -> dict[str, float]:
     written = {
         "raw-transactions": narrow(raw),
         "features-ready": features.select([name for name in features.schema.names if name not in RAW.names]),
-        "training-queue": work.sample(features),
+        "training-queue": work.sample(outcome),
         "inference-results": scoring.results(scored),
     }
     sizes = {topic: _size(batch, raw.num_rows, folder) for topic, batch in written.items() if batch is not None}

@@ -68,8 +68,8 @@ def days(settings: Settings, wanted: Sequence[int]) -> dict[int, Day]:
     while watermark < START_US + (max(wanted) + TEST_DAYS) * DAY_US:
         chunk = source.take(FLUSH_ROWS)
         watermark = chunk.watermark
-        features = work.apply(chunk.batch).features
-        sample = work.sample(features)
+        outcome = work.apply(chunk.batch)
+        features, sample = outcome.features, work.sample(outcome)
         if sample is not None:
             sampled.append(_rows(sample))
         for day, parts in tests.items():

@@ -4,8 +4,9 @@ Step n exists once ``commits/pNN/<epoch:06d>-<n:012d>.json`` does. It is put the
 inputs and the attempt whose staged outputs count. Only then are the outputs renamed into ``ready/`` by name, and step
 n+1 starts only when all of them are there. Whoever has linked n looks again and acts only if n is still the newest
 (models/partition.py). State is a function of the commits alone: a checkpoint and a replay of the later commits' inputs
-give the same bytes. While the disk makes a step durable, the state takes the first segment of the next one: that
-changes no file, and goes with the state if the step is lost. docs/decisions/0003-partition-log.md has the reasons.
+give the same bytes. While what came of a segment is written, and a step is made durable, the state takes the segment
+that follows: that changes no file, and goes with the state if the step is lost. docs/decisions/0003-partition-log.md
+has the reasons.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
@@ -124,6 +125,7 @@ class Outcome(NamedTuple):
 
     features: pa.RecordBatch
     rejects: Sequence[RejectedRow]
+    share: float = 1.0  # of the rows that are for training-queue
 
 
 class LabelOutcome(NamedTuple):
@@ -148,8 +150,8 @@ class Work(Protocol):
     def apply_labels(self, batch: pa.RecordBatch) -> LabelOutcome:
         """Take one segment of schema.LABELS. Raises SegmentError before anything of the state has changed."""
 
-    def sample(self, features: pa.RecordBatch) -> pa.RecordBatch | None:
-        """Rows for training-queue out of what ``apply`` passed on just now, if any; changes nothing of the state."""
+    def sample(self, outcome: Outcome) -> pa.RecordBatch | None:
+        """Rows for training-queue out of what ``apply`` came to, if any. The state may be another one by now."""
 
 
 class Limits(NamedTuple):
@@ -181,6 +183,8 @@ class _Step(msgspec.Struct):
     commit: Commit
     outputs: list[_Output | _LabelOutput]
     rows: int  # or labels
+    looks_ahead: bool
+    changed: bool = False  # whether the state has taken any of the inputs
     written: int = 0  # of the outputs
     unsynced: list[Path] = []  # what was written and is not durable yet
     staged: bool = False
@@ -189,10 +193,10 @@ class _Step(msgspec.Struct):
 
 
 class _Ahead(NamedTuple):
-    """A segment that the state takes while the step before it is committed: the first of the next step."""
+    """The next segment, which the state takes while what came of the one before is written and committed."""
 
     name: SegmentName
-    info: SegmentInfo
+    read: Future[tuple[pa.RecordBatch, SegmentInfo]]
     outcome: Future[Outcome | LabelOutcome]
 
 
@@ -354,12 +358,12 @@ class PartitionLog:
         if not self._loaded:
             self.open(self._epoch)
         if self._pending is None:
-            self._pending = self._prepare()
+            self._pending = self._prepare(looks_ahead)
         if self._pending is None:
             return 0
         step = self._pending
-        if looks_ahead:
-            self._look_ahead(step)
+        if step.looks_ahead:
+            self._look_ahead(step.commit.producers)
         try:
             self._commit(step)
         except FileNotFoundError as error:  # our private folder was cleared: we were taken for dead
@@ -369,21 +373,19 @@ class PartitionLog:
         self._pending = None
         return step.rows
 
-    def _prepare(self) -> _Step | None:
+    def _prepare(self, looks_ahead: bool) -> _Step | None:
         """Read and apply the next segments; None if there is nothing to commit."""
-        step = _Step(self._next_commit(), [], 0)
+        step = _Step(self._next_commit(), [], 0, looks_ahead)
         try:
             self._fill(step)
         except BaseException:
-            self._loaded = self._loaded and not step.outputs  # the state has taken what is not going to be committed
+            self._loaded = self._loaded and not step.changed  # the state has taken what is not going to be committed
             raise
         return step if self._loaded and (step.commit.inputs or step.commit.dead) else None
 
     def _fill(self, step: _Step) -> None:
         stuck: set[str] = set()
-        for name in self._next_names():
-            if name.producer in stuck:
-                continue
+        for name in self._next_names(step.commit, stuck):
             tries, reason = self._tries.get(str(name), (0, ""))
             if tries >= MAX_TRIES:
                 self._pass_over(step.commit, name.producer, name.seq, DeadInput(str(name), reason, tries))
@@ -396,25 +398,30 @@ class PartitionLog:
     def _take(self, step: _Step, name: SegmentName) -> bool:
         """Apply one segment and add what comes of it to the step; False if it could not be taken this time."""
         before = step.commit.producers.get(name.producer, ProducerPosition())
-        if self._ahead is not None:
-            (_, info, future), self._ahead = self._ahead, None  # _next_names gave it first
-            outcome = self._apply(name, future.result)
-        else:
-            try:
-                batch, info = self._read(name, before)
-            except SegmentError as error:
-                self._failed(name, str(error))
-                return False
-            except FileNotFoundError as error:
-                self._loaded = False
-                reason = f"partition {self._partition}: {name} was taken and removed by another worker"
-                raise LostError(reason) from error
+        ahead, self._ahead = self._ahead, None  # _next_names gave its name
+        try:
+            batch, info = self._read(name, before) if ahead is None else ahead.read.result()
+        except SegmentError as error:
+            self._failed(name, str(error))
+            return False
+        except FileNotFoundError as error:
+            self._loaded = False
+            reason = f"partition {self._partition}: {name} was taken and removed by another worker"
+            raise LostError(reason) from error
+        if ahead is None:
+            step.looks_ahead &= name.producer in self._proved  # one that kills must not keep this step from its commit
             self._hold(name)
             outcome = self._apply(name, partial(self._give, str(name), batch))
             self._release(name)
+        else:
+            outcome = self._apply(name, ahead.outcome.result)
         if outcome is None:
             return False
+        step.changed = True
         self._tries.pop(str(name), None)
+        if step.looks_ahead:
+            position = ProducerPosition(seq=name.seq, rows=info.items_before + info.items)
+            self._look_ahead({**step.commit.producers, name.producer: position})
         if isinstance(outcome, LabelOutcome):
             self._add_labels(step, name, info, before, outcome)
         else:
@@ -446,7 +453,7 @@ class PartitionLog:
     ) -> None:
         commit = step.commit
         emitted, rejected = outcome.features.num_rows, len(outcome.rejects)
-        training = self._work.sample(outcome.features)
+        training = self._work.sample(outcome)
         passed_on = SegmentInfo(
             name=str(name),
             rows=emitted,
@@ -495,34 +502,21 @@ class PartitionLog:
         end = info.labels_before + info.labels
         commit.producers[name.producer] = ProducerPosition(seq=name.seq, good=name.seq, rows=end)
 
-    def _look_ahead(self, step: _Step) -> None:
-        """Have the state take the first segment of the step after ``step``, in a thread, while ``step`` is committed.
+    def _look_ahead(self, producers: Mapping[str, ProducerPosition]) -> None:
+        """Have the state take the segment after those that ``producers`` have come to, in a thread.
 
         Not before a checkpoint: it is of the state that the newest commit leaves. Not one whose turn needs more care:
         the first of a producer, one that failed before, labels. What is wrong with a file is told when its turn comes.
         """
         if self._ahead is not None or self._is_due():
             return
-        name = self._next_after(step.commit)
-        if name is None:
+        names = self._in_turn(producers)
+        if not self._proved.issuperset(name.producer for name in names):
             return
-        try:
-            batch, info = self._read(name, step.commit.producers.get(name.producer, ProducerPosition()))
-        except (SegmentError, OSError):
-            return
-        self._ahead = _Ahead(name, info, self._thread.submit(self._give, str(name), batch))
-
-    def _next_after(self, commit: Commit) -> SegmentName | None:
-        """The first segment known to wait after a step that can be taken without care."""
-        first = {p: commit.producers.get(p, ProducerPosition()).seq + 1 for p in self._waiting}
-        waiting = sorted(p for p, seq in first.items() if seq in self._waiting[p])
-        if not self._proved.issuperset(waiting):
-            return None
-        for producer in (*(p for p in waiting if p > self._served), *waiting):
-            name = SegmentName(self._epoch, producer, self._partition, first[producer])
-            if not name.of_labels and str(name) not in self._tries:
-                return name
-        return None
+        name = next((name for name in names if not name.of_labels and str(name) not in self._tries), None)
+        if name is not None:
+            read = self._thread.submit(self._read, name, producers.get(name.producer, ProducerPosition()))
+            self._ahead = _Ahead(name, read, self._thread.submit(lambda: self._give(str(name), read.result()[0])))
 
     def _next_commit(self) -> Commit:
         last = self.commit
@@ -565,32 +559,37 @@ class PartitionLog:
 
     # What there is to take
 
-    def _next_names(self) -> Iterator[SegmentName]:
-        """The next segments: strictly by number within a producer, in turn over the producers.
+    def _next_names(self, commit: Commit, stuck: Container[str]) -> Iterator[SegmentName]:
+        """The next segments: strictly by number within a producer, in turn over the producers that are not ``stuck``.
 
         The first of each producer after a take-over comes alone: if it kills us, the note (``_hold``) blames no other.
         """
         self._scan()
-        next_seq = {p: self.commit.producers.get(p, ProducerPosition()).seq + 1 for p in sorted(self._waiting)}
-        left = self._limits.segments
-        if self._ahead is not None:
-            self._served = self._ahead.name.producer
-            next_seq[self._served] += 1
-            left -= 1
-            yield self._ahead.name
-        turn = [p for p in next_seq if p > self._served] + [p for p in next_seq if p <= self._served]
-        for producer in turn:
-            if producer not in self._proved and next_seq[producer] in self._waiting[producer]:
-                if left == self._limits.segments:
-                    self._served = producer
-                    yield SegmentName(self._epoch, producer, self._partition, next_seq[producer])
+        for taken in range(self._limits.segments):
+            new: list[SegmentName] = []
+            if self._ahead is not None:
+                name = self._ahead.name
+            else:
+                names = [name for name in self._in_turn(commit.producers) if name.producer not in stuck]
+                new = [name for name in names if name.producer not in self._proved]
+                if not names or (new and taken):
+                    return
+                name = (new or names)[0]
+            self._served = name.producer
+            yield name
+            if new:
                 return
-        while left and (turn := [p for p in turn if next_seq[p] in self._waiting[p]]):
-            for producer in turn[:left]:
-                yield SegmentName(self._epoch, producer, self._partition, next_seq[producer])
-                next_seq[producer] += 1
-                self._served = producer
-            left -= len(turn[:left])
+
+    def _in_turn(self, producers: Mapping[str, ProducerPosition]) -> list[SegmentName]:
+        """The segment of each producer that comes next and is there, from the producer on whose turn it is."""
+        following = {p: producers.get(p, ProducerPosition()).seq + 1 for p in sorted(self._waiting)}
+        names = [
+            SegmentName(self._epoch, producer, self._partition, seq)
+            for producer, seq in following.items()
+            if seq in self._waiting[producer]
+        ]
+        later = [name for name in names if name.producer > self._served]
+        return [*later, *(name for name in names if name.producer <= self._served)]
 
     def _scan(self) -> None:
         """Sort what is new in the ready folder."""

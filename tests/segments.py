@@ -111,8 +111,8 @@ class Chain:
         columns = [good.column("trans_num"), good.column("card"), pa.array(links)]
         return Outcome(pa.RecordBatch.from_arrays(columns, names), rejects)
 
-    def sample(self, features: pa.RecordBatch) -> pa.RecordBatch | None:
-        return features.slice(0, 1) if self.sampling and features.num_rows else None
+    def sample(self, outcome: Outcome) -> pa.RecordBatch | None:
+        return outcome.features.slice(0, 1) if self.sampling and outcome.features.num_rows else None
 
 
 def volume_at(root: Path, files: Files | None = None, partitions: int = 1) -> Volume:

@@ -6,6 +6,7 @@ import errno
 import json
 import shutil
 import threading
+from concurrent.futures import Executor, Future
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +19,6 @@ import pytest
 from faulting import Crash, FaultingFiles, Turns
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from processes import wait_until
 from segments import (
     FORBIDDEN_CENTS,
     Chain,
@@ -283,25 +283,33 @@ def test_several_segments_make_one_step_under_backlog(tmp_path: Path) -> None:
     assert [log.step() for _ in range(3)] == [4, 8, 8]
 
 
-def test_the_disk_is_at_work_while_the_next_segment_is_computed_and_all_is_durable_before_the_commit(
+def test_the_next_segment_is_computed_while_outputs_are_written_and_all_is_durable_before_the_commit(
     tmp_path: Path,
 ) -> None:
-    class Watching(Chain):
+    class Waiting(FaultingFiles):
+        """Writes what came of a segment only when the state has the next one of the step."""
+
+        def step(self, call: str, path: Path) -> None:
+            following = {raw_name(2).file: 6, raw_name(3).file: 7}.get(path.name)
+            if call == "open" and "features-ready" in path.parts and following is not None:
+                meanwhile.append(begun[following].wait(30))
+            super().step(call, path)
+
+    class Telling(Chain):
         def apply(self, batch: pa.RecordBatch) -> Outcome:
-            staged = sorted(waiting_files(volume, "features-ready/staged"))
-            seen.append([path.removesuffix(".arrow")[-1] for path in staged if path.endswith(".arrow")])
+            begun[batch.num_rows].set()
             return super().apply(batch)
 
-    files = FaultingFiles()
-    seen: list[list[str]] = []
+    files = Waiting()
+    sizes, meanwhile = [4, 5, 6, 7], list[bool]()
+    begun = {rows: threading.Event() for rows in sizes}
     volume = volume_at(tmp_path, files)
-    publish(volume, [4] * 4)
-    log = open_log(volume, work=Watching())
+    publish(volume, sizes)
+    log = open_log(volume, work=Telling())
     log.step()
-    wait_until(lambda: len(seen) == 2, "2 is computed while 1 is committed", 30)
-    del seen[:], files.log[:]
-    assert log.step() == 12
-    assert seen == [["2"], ["2", "3"]]
+    del files.log[:]
+    assert log.step() == 5 + 6 + 7
+    assert meanwhile == [True, True]
     linked = next(at for at, (call, path) in enumerate(files.log) if call == "link" and path.suffix == ".json")
     for number in (2, 3, 4):
         for topic in ("features-ready", "training-queue"):
@@ -329,11 +337,15 @@ def test_the_next_segment_is_computed_while_the_disk_makes_a_step_durable(tmp_pa
 
     taken, meanwhile = threading.Event(), list[bool]()
     volume = volume_at(tmp_path, Waiting())
-    publish(volume, [4, 8])
-    log = open_log(volume, work=Telling())
+    publish(volume, [3, 4, 8])
+    log = open_log(volume, work=Telling(), limits=Limits(1, 100))
+    taken.set()
+    assert log.step() == 3  # the first after a take-over, which nothing is looked ahead from
+    taken.clear()
+    meanwhile.clear()
     assert log.step() == 4
     assert meanwhile == [True]
-    assert (log.commit.consumed, log.step(), log.commit.consumed) == (4, 8, 12)
+    assert (log.commit.consumed, log.step(), log.commit.consumed) == (7, 8, 15)
 
 
 @settings(max_examples=60, deadline=None)
@@ -503,7 +515,16 @@ def test_what_makes_the_kernel_raise_is_dead_and_leaves_no_trace_in_the_state(tm
     assert np.array_equal(work.links, expected.links)
 
 
-def test_a_segment_that_kills_five_workers_in_a_row_is_dead(tmp_path: Path) -> None:
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_segment_that_kills_five_workers_in_a_row_is_dead(at_once: bool, tmp_path: Path) -> None:
+    """Also one that kills when it is looked ahead, before anything of the step before it is written."""
+
+    class AtOnce(Executor):
+        def submit(self, work: Any, /, *args: Any, **_: Any) -> Any:
+            future: Future[Any] = Future()
+            future.set_result(work(*args))
+            return future
+
     class Killer(Chain):
         def apply(self, batch: Any) -> Any:
             if 111 in batch.column("amt_cents").to_pylist():
@@ -515,7 +536,9 @@ def test_a_segment_that_kills_five_workers_in_a_row_is_dead(tmp_path: Path) -> N
     deaths = 0
     while True:
         try:
-            drain(log := open_log(volume, f"w{deaths}", Killer()))
+            log = open_log(volume, f"w{deaths}", Killer())
+            log._thread = AtOnce() if at_once else log._thread
+            drain(log)
             break
         except Crash:
             deaths += 1
@@ -740,6 +763,7 @@ def test_a_lost_state_is_not_restored_while_a_segment_is_looked_ahead(tmp_path: 
         def apply(self, batch: pa.RecordBatch) -> Outcome:
             self.applying = batch.num_rows == 8
             if self.applying:
+                begun.set()
                 restored.wait(0.5)
             self.applying = False
             return super().apply(batch)
@@ -749,12 +773,13 @@ def test_a_lost_state_is_not_restored_while_a_segment_is_looked_ahead(tmp_path: 
             restored.set()
             super().restore(arrays)
 
-    restored, meanwhile = threading.Event(), list[bool]()
+    begun, restored, meanwhile = threading.Event(), threading.Event(), list[bool]()
     volume = volume_at(tmp_path)
-    publish(volume, [4, 8])
-    log = open_log(volume, work=Slow())
+    publish(volume, [3, 4, 8])
+    log = open_log(volume, work=Slow(), limits=Limits(1, 100))
     restored.clear()
-    assert log.step() == 4
+    assert (log.step(), log.step()) == (3, 4)
+    assert begun.wait(30)
     log.open(1)
     assert meanwhile == [False, False, False]
     assert log.step() == 8

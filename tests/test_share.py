@@ -180,6 +180,19 @@ def test_the_sample_is_the_same_to_the_byte_whoever_is_killed(tmp_path: Path) ->
     assert len(checkpoints) > 3, "too few began from a checkpoint: give them more patience"
 
 
+def test_a_segment_is_sampled_by_the_share_of_its_own_turn() -> None:
+    """The state has taken the next one by then."""
+    work = FeatureWork(Settings(train_max_rows=100))
+    work.sampling = True
+    for first in range(0, 800, 100):
+        outcome = work.apply(spaced(first, 100, 100))
+    before, share = work.sample(outcome), work.share.share
+    work.apply(spaced(800, 4_000, 100))
+    assert work.share.share < share
+    assert before is not None
+    assert before.equals(work.sample(outcome))
+
+
 def test_partitions_fill_the_sample_together(tmp_path: Path) -> None:
     """Each sees its part of the rows: sampled rows a day are the same with one partition and with four."""
     found = []

@@ -77,7 +77,7 @@ class FeatureWork:
         if good.num_rows:
             self.late.advance(newest_event_time(good), self.history)
             self.share.update(good.num_rows, middle_event_time(good))
-        return Outcome(attach(good, features), rejects)
+        return Outcome(attach(good, features), rejects, self.share.share)
 
     def apply_labels(self, batch: pa.RecordBatch) -> LabelOutcome:
         """Labels are made by our own code: one that is missing makes the whole segment a damaged one."""
@@ -92,5 +92,6 @@ class FeatureWork:
         self.late.add(values(told.column("labelled_at")), said, self.history)
         return LabelOutcome(change.aggregate, change.known)
 
-    def sample(self, features: pa.RecordBatch) -> pa.RecordBatch | None:
-        return sample(features, self.share.share) if self.sampling and features.num_rows else None
+    def sample(self, outcome: Outcome) -> pa.RecordBatch | None:
+        wanted = self.sampling and outcome.features.num_rows
+        return sample(outcome.features, outcome.share) if wanted else None
