@@ -62,14 +62,9 @@ class Scored(NamedTuple):
     batch: pa.RecordBatch  # of schema.features_schema
     scores: NDArray[np.float32]  # (n,), 0 to 1
     decisions: NDArray[np.int8]  # (n,), index into DECISIONS
+    flagged: NDArray[np.int64]  # rows, ascending
     scored_at: int  # wall time, us since 1970
     model: str
-
-    @property
-    def flagged(self) -> NDArray[np.int64]:
-        """Rows that are flagged, ascending."""
-        rows: NDArray[np.int64] = np.flatnonzero(self.decisions)
-        return rows
 
 
 class Sums(NamedTuple):
@@ -105,14 +100,15 @@ def decide(
     event_time = _numbers(batch, "event_time")
     hours = _hours(event_time)
     decisions = np.zeros(len(scores), np.int8)
+    times, came = _ingested_at(batch)
     sums = _empty_sums(len(hours))
     _sum_rows(
         scores, _numbers(batch, "amt_cents"), _numbers(batch, "category"), _numbers(batch, "state"),
-        _numbers(batch, "label"), event_time, _ingested_at(batch),
+        _numbers(batch, "label"), event_time, times, came,
         scored_at, threshold, train_end, hours, _LATENCY_EDGES, _AMOUNT_EDGES, decisions, *sums,
     )  # fmt: skip
     _check(sums)
-    scored = Scored(batch, scores, decisions, scored_at, model)
+    scored = Scored(batch, scores, decisions, np.flatnonzero(decisions.view(np.bool_)), scored_at, model)
     return scored, _aggregate(sums, scored, hours, producer)
 
 
@@ -158,7 +154,7 @@ def warm() -> None:
     """Compile the kernel, or read it from its cache, before the first row waits for it."""
     _sum_rows(
         np.empty(0, np.float32), np.empty(0, np.int32), np.empty(0, np.uint8), np.empty(0, np.uint8),
-        np.empty(0, np.int8), np.empty(0, np.int64), np.empty(0, np.int64),
+        np.empty(0, np.int8), np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.uint8),
         0, 0.5, 0, np.zeros(1, np.int64), _LATENCY_EDGES, _AMOUNT_EDGES, np.empty(0, np.int8), *_empty_sums(1),
     )  # fmt: skip
 
@@ -172,12 +168,14 @@ def _numbers(batch: pa.RecordBatch, name: str) -> NDArray[Any]:
     return numbers
 
 
-def _ingested_at(batch: pa.RecordBatch) -> NDArray[np.int64]:
-    """When each row came, int64 us since 1970 (n,)."""
+def _ingested_at(batch: pa.RecordBatch) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """When rows came, int64 us since 1970 (times,), and which of these times is each row's (n,)."""
     column = batch.column("ingested_at")
     times: NDArray[np.int64] = column.dictionary.view(pa.int64()).to_numpy(zero_copy_only=True)
-    came: NDArray[np.int64] = times[column.indices.to_numpy(zero_copy_only=True)]
-    return came
+    came: NDArray[np.uint8] = column.indices.to_numpy(zero_copy_only=True)
+    if len(came) and came.max() >= len(times):
+        raise ValueError(f"a row came at time {came.max()} of {len(times)}")
+    return times, came
 
 
 def _hours(event_time: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -207,7 +205,8 @@ def _sum_rows(
     state: NDArray[np.uint8],
     label: NDArray[np.int8],
     event_time: NDArray[np.int64],
-    ingested_at: NDArray[np.int64],
+    times: NDArray[np.int64],
+    came: NDArray[np.uint8],
     scored_at: int,
     threshold: float,
     train_end: int,
@@ -227,9 +226,11 @@ def _sum_rows(
 ) -> None:
     """Add every row to the sums (shapes in ``Sums``) and set its decision. (n,) arrays; times us, money cents.
 
+    Row ``i`` came at ``times[came[i]]``.
+
     Latency bucket and hour slot of a row are mostly those of the row before, so they are looked up on change only.
     """
-    bucket, ingested, waited = 0, scored_at, 0
+    bucket, place, waited = 0, np.int64(-1), 0
     slot, hour_start = -1, 0
     for i in range(len(scores)):
         score = np.float64(scores[i])
@@ -245,9 +246,9 @@ def _sum_rows(
         categories[c, 1] += amount
         states[s, 0] += 1
         states[s, 1] += amount
-        if ingested_at[i] != ingested:
-            ingested = ingested_at[i]
-            waited = max(scored_at - ingested, 0)
+        if came[i] != place:
+            place = np.int64(came[i])
+            waited = max(scored_at - times[place], 0)
             bucket = np.searchsorted(latency_edges, waited, side="right") - 1
         latency[bucket] += 1
         totals[1] += waited

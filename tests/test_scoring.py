@@ -232,6 +232,17 @@ def test_a_score_that_is_no_probability_is_refused(score):
         decide(feature_batch(2), scores)
 
 
+def test_a_time_that_is_not_there_is_refused():
+    batch = feature_batch(3)
+    stamps = pa.DictionaryArray.from_arrays(
+        pa.array([0, 255, 0], pa.uint8()), batch.column("ingested_at").dictionary, safe=False
+    )
+    place = batch.schema.get_field_index("ingested_at")
+    batch = batch.set_column(place, batch.schema.field(place), stamps)
+    with pytest.raises(ValueError, match="time 255 of"):
+        decide(batch, np.zeros(3, np.float32))
+
+
 @pytest.mark.parametrize(("column", "code"), [("category", len(CATEGORIES)), ("state", 255)])
 def test_an_unknown_code_is_refused(column, code):
     batch = feature_batch(3, **{column: np.array([0, code, 1], np.uint8)})
