@@ -1,9 +1,9 @@
 """The scaling model: fitted to the figures of ``bench.full``, laid beside them, and asked about larger machines.
 
 CPU of a stage = ns a row × rows + ms a segment × segments + us a reason × reasons + what it takes when idle; and a row
-costs more the larger its segment, as less of that stays in the processor's cache. Flat out,
-four things limit the rate: the one chain of prep and of each inference replica (CPU and waiting for the disk, a segment
-at a time), the machine's cores, and the volume's bandwidth. They get into each other's way: times add up by a norm.
+costs more the larger its segment, as less of that stays in the processor's cache. Flat out, four things limit the rate:
+the one chain of prep and of each inference replica (CPU and waiting for the disk, a segment at a time; prep computes
+one ahead), the machine's cores, and the volume's bandwidth. They get into each other's way: times add up by a norm.
 """
 
 from __future__ import annotations
@@ -140,12 +140,14 @@ def _seconds_per_row(
 ) -> float:
     segments = rows / segment_rows
     reasons = asked_reasons(model, rows, segments)
-    chains = [
-        (model.costs[stage].cores(rows, segments, reasons, count) + model.wait[stage] * segments) / count / rows
+    computes, scores = (
+        model.costs[stage].cores(rows, segments, reasons, count) / count / rows
         for stage, count in (("prep", prep), ("inference", inference))
-    ]
-    if segment_rows >= READY_CRITICAL:  # prep pauses until a segment of its own is committed: they take turns
-        chains = [sum(chains)]
+    )
+    writes = model.wait["prep"] / prep / segment_rows
+    chains = [computes + writes, scores + model.wait["inference"] / inference / segment_rows]
+    if segment_rows >= READY_CRITICAL:  # prep computes the next segment, but writes it only when this one is scored
+        chains = [max(computes, chains[1]) + writes]
     used = total_cores(model, rows, segments, inference, prep)
     times = np.array([*chains, used / (model.usable * cores) / rows, model.bytes_per_row / disk])
     return float(np.sum(times**model.norm) ** (1 / model.norm))

@@ -129,8 +129,10 @@ def test_more_cores_give_more_rows_until_the_volume_binds() -> None:
     assert f"| {0.4e3 / per_row:.1f} (volume)" in text
 
 
-def test_segments_that_fill_the_queue_make_prep_and_inference_take_turns() -> None:
+def test_segments_that_fill_the_queue_are_written_only_when_the_one_before_is_scored() -> None:
     model = scaling.fit(made())
+    slow = model.costs["inference"]._replace(row=2 * model.costs["prep"].row)
+    model = model._replace(costs=model.costs | {"inference": slow}, wait=model.wait | {"prep": 0.1}, cores=64)
     assert scaling.rate(model, scaling.READY_CRITICAL - 1, 1) > 1.1 * scaling.rate(model, scaling.READY_CRITICAL, 1)
     assert Settings.model_fields["features_ready_critical"].default == scaling.READY_CRITICAL
 
