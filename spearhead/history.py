@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from spearhead import codes, kernel
+from spearhead.aligned import aligned
 from spearhead.codes import TUPLES_MAX, Packed
 from spearhead.features import FEATURES_VERSION
 from spearhead.kernel import HEAP, KEY, LAST, LENGTH, OFFSET, RECENT, SHAPE, START, WORDS
@@ -21,7 +22,6 @@ from spearhead.schema import NO_RAW_ROWS
 
 DAY_US: Final = 86_400_000_000
 STATE_FORMAT: Final = 2
-_LINE: Final = 64  # bytes of a cache line
 _FIRST_RECORDS: Final = 1024
 _EVICTED_SHARE: Final = 16  # of a full store, the idlest 1/16 go at once
 _GROWTH: Final = 4  # idle ones are looked for whenever a store has a quarter more records than the last look left
@@ -59,12 +59,12 @@ class Records:
         self.evicted = 0
         self.capacity = 0
         self.count = np.zeros(1, np.int64)
-        self.words = _aligned(0, np.int64)
-        self.recent = _aligned(0, np.uint32)
+        self.words = aligned(np.zeros, (0,), np.int64)
+        self.recent = aligned(np.zeros, (0,), np.uint32)
         self.table = np.zeros(2, np.int64)
         self.heap = np.full(HEAP, -1, np.int64)
         self.heap[0] = 0
-        self.ring = _aligned(max(ring_words, 8 * _FIRST_RECORDS), np.int64)
+        self.ring = aligned(np.zeros, (max(ring_words, 8 * _FIRST_RECORDS),), np.int64)
         self._set_capacity(min(limit, max(records, _FIRST_RECORDS)))
 
     @property
@@ -403,16 +403,8 @@ def _read_only(array: NDArray[Any]) -> NDArray[Any]:
     return array
 
 
-def _aligned(length: int, dtype: type[np.generic]) -> NDArray[Any]:
-    """Zeros at the start of a cache line, so that a record of 128 bytes is on two of them, not three."""
-    size = length * np.dtype(dtype).itemsize
-    memory = np.zeros(size + _LINE, np.uint8)
-    first = -memory.ctypes.data % _LINE
-    return memory[first : first + size].view(dtype)
-
-
 def _resized(array: NDArray[Any], length: int) -> NDArray[Any]:
-    larger = _aligned(length, array.dtype.type)
+    larger = aligned(np.zeros, (length,), array.dtype)
     larger[: len(array)] = array
     return larger
 

@@ -30,7 +30,9 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from spearhead import codes
+from spearhead.aligned import aligned
 from spearhead.codes import LARGEST, MISSING, MISSING_RANK, NO_RANK, Codes, Packed
+from spearhead.kernel import compiled
 
 WORDS: Final = 8
 LANES: Final = 64
@@ -38,7 +40,6 @@ BLOCK: Final = WORDS * LANES  # rows
 STRIDE: Final = BLOCK + 32  # ranks from column to column: a power of two would crowd them into few cache sets
 TOGETHER: Final = 4  # trees whose leaves are added together
 UNROLLED: Final = 6  # levels of the trees that have code of their own: training's
-LINE: Final = 64  # bytes
 HALF: Final = LANES // 2
 HALF_WORD: Final = ir.IntType(HALF)
 ROW: Final = ir.VectorType(ir.IntType(64), WORDS)  # a bit for each row of a block
@@ -363,21 +364,13 @@ class _Scratch(NamedTuple):
 
 def _scratch(trees: Trees) -> _Scratch:
     return _Scratch(
-        _aligned((len(trees.columns) * STRIDE,), np.int16),
-        _aligned((len(trees.rank), WORDS), np.uint64),
-        _aligned((1 << (MAX_DEPTH - 1), WORDS), np.uint64),
-        _aligned((MAX_DEPTH, WORDS), np.uint64),
-        _aligned((TOGETHER, BLOCK), np.uint8),
-        _aligned((BLOCK,), np.float32),
+        aligned(np.empty, (len(trees.columns) * STRIDE,), np.int16),
+        aligned(np.empty, (len(trees.rank), WORDS), np.uint64),
+        aligned(np.empty, (1 << (MAX_DEPTH - 1), WORDS), np.uint64),
+        aligned(np.empty, (MAX_DEPTH, WORDS), np.uint64),
+        aligned(np.empty, (TOGETHER, BLOCK), np.uint8),
+        aligned(np.empty, (BLOCK,), np.float32),
     )
-
-
-def _aligned(shape, dtype):
-    """An array that begins on a cache line: no vector of it lies on two."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    memory = np.empty(size + LINE, np.uint8)
-    first = -memory.ctypes.data % LINE
-    return memory[first : first + size].view(dtype).reshape(shape)
 
 
 @nb.njit(inline="always")
@@ -480,11 +473,7 @@ def _walk_together(trees, tree, work):
     return many
 
 
-# Without reference counts: they took a quarter of the time.
-_OPTIONS: Final[dict[str, Any]] = {"_nrt": False, "error_model": "numpy"}
-
-
-@nb.njit(cache=True, nogil=True, **_OPTIONS)
+@compiled
 def _sum_trees(rows, trees, work, out):
     n = len(rows.own)
     for begin in range(0, n, BLOCK):

@@ -515,6 +515,27 @@ def test_what_makes_the_kernel_raise_is_dead_and_leaves_no_trace_in_the_state(tm
     assert np.array_equal(work.links, expected.links)
 
 
+def test_a_sample_that_raises_leaves_no_trace_in_the_state(tmp_path: Path) -> None:
+    class Failing(Chain):
+        fails = True
+
+        def sample(self, outcome: Outcome) -> pa.RecordBatch | None:
+            if self.fails:
+                raise ArithmeticError("sample")
+            return super().sample(outcome)
+
+    volume, work = volume_at(tmp_path), Failing()
+    publish(volume, [4, 8])
+    log = open_log(volume, work=work)
+    with pytest.raises(ArithmeticError):
+        log.step()
+    work.fails = False
+    drain(log)
+    expected = Chain()
+    expected.apply(raw_batch(0, 12))
+    assert np.array_equal(work.links, expected.links)
+
+
 @pytest.mark.parametrize("at_once", [False, True])
 def test_a_segment_that_kills_five_workers_in_a_row_is_dead(at_once: bool, tmp_path: Path) -> None:
     """Also one that kills when it is looked ahead, before anything of the step before it is written."""
